@@ -1,0 +1,194 @@
+"""A client's end of a stream: requests go out as they are submitted, replies come back in order."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from gridfs.buffers import Buffer
+from gridfs.errors import ConnectionLost, FilesystemError
+from gridfs.stream.handshake import Identity, prove_to_server
+from gridfs.stream.wire import Wire, pack_frame
+from gridfs.types import Address
+
+REPLY_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+_CHECK_INTERVAL_S = 1.0
+PENDING_MAX = 1 << 16
+"""Requests without a reply on one connection; callers have far tighter bounds of their own."""
+_BATCH_BUFFERS = 64
+"""Handed to one sendmsg(2); the system allows 1024."""
+
+
+class Reply:
+    """The reply to come of one request. `outcome` is set before `done`; callbacks run in the connection's receiver."""
+
+    __slots__ = ("_callback", "_done", "error", "into", "number", "payload_bytes", "result", "submitted_s")
+
+    def __init__(self, number: int, into: memoryview | None, callback: Callable[[Reply], None] | None) -> None:
+        self.number, self.into, self._callback = number, into, callback
+        self._done: trio.Event | None = None
+        self.error: Exception | None = None
+        self.result: Any = None
+        self.payload_bytes = -1
+        self.submitted_s = trio.current_time()
+
+    def finish(self, result: Any, payload_bytes: int, error: Exception | None) -> None:
+        """Settle it, once; called by the connection."""
+        self.result, self.payload_bytes, self.error = result, payload_bytes, error
+        self.into = None
+        if self._done is not None:
+            self._done.set()
+        if self._callback:
+            self._callback(self)
+
+    async def wait(self) -> Any:
+        """The result; raises FilesystemError as the server did, or ConnectionLost.
+
+        `payload_bytes` of the reply's payload are then in the buffer that the request named. Cancelling the wait does
+        not take the request back, and the buffer must be left alone until the connection has settled the reply.
+        """
+        if self.payload_bytes < 0:
+            self._done = trio.Event()
+            await self._done.wait()
+        if self.error:
+            raise self.error
+        return self.result
+
+
+class Connection:
+    """An authenticated stream to a server.
+
+    State: `_pending` (requests in the order sent) and `_unsent` (what the kernel would not take yet) change only in
+    `submit` and in the two tasks of `run`, none of which awaits between reading and changing them. Whoever starts `run`
+    owns those tasks: the connection ends with them, or by `close`, or when a reply is overdue; then every pending request
+    fails with ConnectionLost, and so does every later one.
+    """
+
+    def __init__(self, wire: Wire, greeting: Identity, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self._wire, self.greeting = wire, greeting
+        self._reply_timeout_s = reply_timeout_s
+        self._pending: deque[Reply] = deque()
+        self._unsent: list[Buffer] = []
+        self._more_to_send = trio.Event()
+        self._numbers = 0
+        self._lost: ConnectionLost | None = None
+
+    @staticmethod
+    async def open(address: Address, secret: bytes, identity: Identity, **options: Any) -> Connection:
+        """Connect and authenticate. Raises ConnectionLost, or AuthenticationFailed when either end refuses the other."""
+        sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                await sock.connect((address.host, address.port))
+        except (OSError, trio.TooSlowError) as error:
+            sock.close()
+            raise ConnectionLost(f"cannot connect to {address.host}:{address.port}: {error or 'no answer'}") from error
+        raw = socket.socket(fileno=sock.detach())
+        wire = Wire(raw)
+        try:
+            return Connection(wire, await prove_to_server(wire, secret, identity), **options)
+        except BaseException:
+            wire.close()
+            raise
+
+    @property
+    def lost(self) -> bool:
+        """True once the connection has ended; it does not come back."""
+        return self._lost is not None
+
+    def submit(
+        self,
+        method: str,
+        *arguments: Any,
+        payload: Buffer = b"",
+        into: memoryview | None = None,
+        callback: Callable[[Reply], None] | None = None,
+    ) -> Reply:
+        """Send a request; on one connection the server carries requests out in the order they were submitted.
+
+        `payload` must not change until the reply is there. `into` gets the reply's payload; one that does not fit is an
+        error. `callback` runs when the reply is settled, and must neither raise nor block.
+        """
+        if self._lost:
+            raise ConnectionLost(str(self._lost)) from self._lost
+        if len(self._pending) >= PENDING_MAX:
+            raise FilesystemError(errno.EAGAIN, "too many requests without a reply")
+        self._numbers += 1
+        reply = Reply(self._numbers, into, callback)
+        buffers: list[Buffer] = [pack_frame([self._numbers, method, arguments], len(payload))]
+        if len(payload):
+            buffers.append(payload)
+        self._pending.append(reply)
+        if self._unsent:
+            self._unsent += buffers
+            return reply
+        try:
+            self._unsent = self._wire.send_now(buffers)
+        except ConnectionLost as lost:
+            self.close(lost)
+            return reply
+        if self._unsent:
+            self._more_to_send.set()
+        return reply
+
+    async def call(self, method: str, *arguments: Any, payload: Buffer = b"", into: memoryview | None = None) -> Any:
+        """`submit`, and wait for the result."""
+        return await self.submit(method, *arguments, payload=payload, into=into).wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry requests and replies until the connection ends; never raises but for cancellation."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_rest)
+                nursery.start_soon(self._watch)
+                task_status.started()
+                await self._receive_replies()
+        except* ConnectionLost as lost:
+            self.close(ConnectionLost(str(lost.exceptions[0])))
+        finally:
+            self.close(ConnectionLost("the connection's owner ended it"))
+
+    async def _send_rest(self) -> None:
+        while True:
+            await self._more_to_send.wait()
+            self._more_to_send = trio.Event()
+            while self._unsent:
+                await self._wire.writable()
+                batch, rest = self._unsent[:_BATCH_BUFFERS], self._unsent[_BATCH_BUFFERS:]
+                self._unsent = self._wire.send_now(batch) + rest
+
+    async def _receive_replies(self) -> None:
+        while True:
+            (number, code, result), payload_bytes = await self._wire.receive()
+            if not self._pending or self._pending[0].number != number:
+                raise ConnectionLost(f"the server answered request {number}, which is not the next")
+            reply = self._pending[0]
+            if payload_bytes:
+                if reply.into is None or payload_bytes > len(reply.into):
+                    raise ConnectionLost(f"a payload of {payload_bytes} bytes has no room")
+                await self._wire.receive_payload(reply.into[:payload_bytes])
+            self._pending.popleft()
+            reply.finish(result, payload_bytes, FilesystemError(code, result) if code else None)
+
+    async def _watch(self) -> None:
+        """End the connection when its oldest request is overdue: nothing waits for ever."""
+        while True:
+            await trio.sleep(_CHECK_INTERVAL_S)
+            if self._pending and trio.current_time() - self._pending[0].submitted_s > self._reply_timeout_s:
+                raise ConnectionLost(f"no reply within {self._reply_timeout_s} s")
+
+    def close(self, reason: ConnectionLost | None = None) -> None:
+        """End the connection and fail what is pending. May be called again."""
+        if self._lost:
+            return
+        self._lost = reason or ConnectionLost("the connection was closed")
+        self._wire.close()
+        pending, self._pending, self._unsent = self._pending, deque(), []
+        for reply in pending:
+            reply.finish(None, 0, ConnectionLost(str(self._lost)))

@@ -1,0 +1,172 @@
+"""Frames on one connected socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import msgpack
+import trio
+
+from gridfs.buffers import Buffer
+from gridfs.errors import ConnectionLost
+
+_LENGTHS = struct.Struct(">II")
+HEADER_MAX_BYTES = 8 << 20
+"""A batch of operations fits many times over; a peer that announces more is broken."""
+PAYLOAD_MAX_BYTES = 64 << 20
+_STAGING_BYTES = 64 << 10
+_FAIRNESS_BYTES = 4 << 20
+"""After receiving this much without ever having to wait, a task lets others run."""
+
+
+def pack_frame(header: Any, payload_bytes: int = 0) -> bytes:
+    """The lengths and the header of a frame whose payload has `payload_bytes`."""
+    packed: bytes = msgpack.packb(header)
+    return _LENGTHS.pack(len(packed), payload_bytes) + packed
+
+
+class Wire:
+    """Whole frames in and out of a non-blocking socket.
+
+    At most one task receives at a time, and one task sends at a time: the owner sees to it. Every method raises
+    `ConnectionLost` once the socket has ended or failed; after that only `close` makes sense.
+    """
+
+    def __init__(self, sock: socket.socket, *, frame_max_bytes: int = HEADER_MAX_BYTES) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket = sock
+        self.frame_max_bytes = frame_max_bytes
+        self._staging = memoryview(bytearray(_STAGING_BYTES))
+        self._start = self._end = 0
+        self._payload_bytes = 0
+        self._unyielded_bytes = 0
+        self.closed = False
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def send_now(self, buffers: list[Buffer]) -> list[Buffer]:
+        """Hand the kernel as much of `buffers` as it takes without waiting; returns what is left, empty when all went."""
+        while buffers:
+            try:
+                sent = self._socket.sendmsg(buffers)
+            except BlockingIOError:
+                return buffers
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
+            buffers = _rest(buffers, sent)
+        return buffers
+
+    async def send(self, buffers: list[Buffer]) -> None:
+        """Send all of `buffers`, waiting as long as the peer lets it."""
+        while buffers := self.send_now(buffers):
+            await self.writable()
+
+    async def writable(self) -> None:
+        """Wait until the kernel takes bytes again."""
+        await self._wait(trio.lowlevel.wait_writable)
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    async def receive(self) -> tuple[Any, int]:
+        """The next frame's header, and how many payload bytes follow: they must be taken before the next `receive`."""
+        if self._payload_bytes:
+            await self.discard_payload()
+        header_bytes, payload_bytes = _LENGTHS.unpack(await self._take(_LENGTHS.size))
+        if header_bytes > self.frame_max_bytes or payload_bytes > PAYLOAD_MAX_BYTES:
+            raise ConnectionLost(f"the peer announced a frame of {header_bytes} + {payload_bytes} bytes")
+        packed = await self._take(header_bytes)
+        try:
+            header = msgpack.unpackb(packed, use_list=False, strict_map_key=False)
+        except ValueError as error:
+            raise ConnectionLost(f"the peer sent a header that is not msgpack: {error}") from error
+        self._payload_bytes = payload_bytes
+        return header, payload_bytes
+
+    async def receive_payload(self, view: memoryview) -> None:
+        """Fill `view` with the next len(view) bytes of the payload."""
+        if len(view) > self._payload_bytes:
+            raise ConnectionLost("the payload is shorter than what the header promised")
+        self._payload_bytes -= len(view)
+        filled = self._from_staging(view)
+        while filled < len(view):
+            filled += await self._receive_into(view[filled:])
+
+    async def discard_payload(self) -> None:
+        """Drop what is left of the payload."""
+        scratch = memoryview(bytearray(min(self._payload_bytes, _STAGING_BYTES)))
+        while self._payload_bytes:
+            await self.receive_payload(scratch[: self._payload_bytes])
+
+    async def _take(self, size_bytes: int) -> bytes:
+        """The next `size_bytes` bytes, by way of the staging buffer."""
+        staged = self._end - self._start
+        if staged < size_bytes <= _STAGING_BYTES:
+            if _STAGING_BYTES - self._start < size_bytes:
+                self._staging[:staged] = bytes(self._staging[self._start : self._end])
+                self._start, self._end = 0, staged
+            while self._end - self._start < size_bytes:
+                self._end += await self._receive_into(self._staging[self._end :])
+        if size_bytes <= _STAGING_BYTES:
+            taken = bytes(self._staging[self._start : self._start + size_bytes])
+            self._start += size_bytes
+            return taken
+        large = bytearray(size_bytes)
+        view = memoryview(large)
+        filled = self._from_staging(view)
+        while filled < size_bytes:
+            filled += await self._receive_into(view[filled:])
+        return bytes(large)
+
+    def _from_staging(self, view: memoryview) -> int:
+        count = min(self._end - self._start, len(view))
+        view[:count] = self._staging[self._start : self._start + count]
+        self._start += count
+        if self._start == self._end:
+            self._start = self._end = 0
+        return count
+
+    async def _receive_into(self, view: memoryview) -> int:
+        """At least one byte into `view`, directly from the kernel."""
+        if self._unyielded_bytes > _FAIRNESS_BYTES:
+            self._unyielded_bytes = 0
+            await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                count = self._socket.recv_into(view)
+            except BlockingIOError:
+                self._unyielded_bytes = 0
+                await self._wait(trio.lowlevel.wait_readable)
+                continue
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
+            if not count:
+                raise ConnectionLost("the peer closed the connection")
+            self._unyielded_bytes += count
+            return count
+
+    async def _wait(self, until: Any) -> None:
+        try:
+            await until(self._socket)
+        except (trio.ClosedResourceError, OSError, ValueError) as error:
+            raise ConnectionLost("the connection was closed") from error
+
+    def close(self) -> None:
+        """End the connection; tasks that wait on it get `ConnectionLost`. Never raises, may be called again."""
+        if not self.closed:
+            self.closed = True
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+
+def _rest(buffers: list[Buffer], sent_bytes: int) -> list[Buffer]:
+    """What is left of `buffers` after their first `sent_bytes` bytes."""
+    for position, buffer in enumerate(buffers):
+        if sent_bytes < len(buffer):
+            return [memoryview(buffer)[sent_bytes:], *buffers[position + 1 :]]
+        sent_bytes -= len(buffer)
+    return []
