@@ -1,0 +1,94 @@
+"""An inode: what a file is, apart from its names and its bytes."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any
+
+ROOT_INO = 1
+
+PackedInode = tuple[Any, ...]
+
+
+class Inode:
+    """One inode. Only `Table` changes it.
+
+    `entries` (name -> ino, in the order made) is None but for directories, `target` None but for symlinks, `xattrs` None
+    while there are none. `parent` counts for directories only. Times are in nanoseconds since the epoch.
+    """
+
+    __slots__ = (
+        "atime_ns",
+        "ctime_ns",
+        "entries",
+        "gid",
+        "ino",
+        "mode",
+        "mtime_ns",
+        "nlink",
+        "parent",
+        "rdev",
+        "size",
+        "target",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(self, packed: PackedInode) -> None:
+        self.ino: int
+        self.mode: int
+        self.uid: int
+        self.gid: int
+        self.nlink: int
+        self.size: int
+        self.rdev: int
+        self.parent: int
+        self.atime_ns: int
+        self.mtime_ns: int
+        self.ctime_ns: int
+        self.target: bytes | None
+        self.xattrs: dict[bytes, bytes] | None
+        (
+            self.ino,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.size,
+            self.rdev,
+            self.parent,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.target,
+            self.xattrs,
+        ) = packed
+        self.entries: dict[bytes, int] | None = {} if stat.S_ISDIR(self.mode) else None
+
+    @property
+    def is_directory(self) -> bool:
+        """True for a directory."""
+        return self.entries is not None
+
+    @property
+    def is_regular(self) -> bool:
+        """True for a regular file: the only kind that has chunks."""
+        return stat.S_ISREG(self.mode)
+
+    def pack(self) -> PackedInode:
+        """All but the entries, as msgpack carries it; the constructor is the inverse."""
+        return (
+            self.ino,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.size,
+            self.rdev,
+            self.parent,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.target,
+            self.xattrs,
+        )

@@ -1,0 +1,70 @@
+"""The rows of a table, as the store keeps them and as a mount receives them when it attaches.
+
+Rows are loaded inodes first, then names, then chunks: a name needs its directory, a chunk its inode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgpack
+
+from gridfs.meta.inode import Inode
+from gridfs.meta.table import Table
+
+PAGE_ROWS = 5000
+"""Some 500 KiB a page: far below the limit of a header, far above the cost of a round trip."""
+
+Page = tuple[str, list[Any]]
+"""The kind of rows ("inodes", "names", "chunks") and the rows."""
+
+
+def pack_inode(inode: Inode) -> bytes:
+    """One row of kind "inodes"."""
+    packed: bytes = msgpack.packb(inode.pack())
+    return packed
+
+
+def pages(table: Table) -> Iterator[Page]:
+    """All of the table in pages, in loading order. The table must not change until the last one has been taken."""
+    inodes = (pack_inode(inode) for inode in table.inodes.values())
+    names = ((inode.ino, name, ino) for inode in table.inodes.values() if inode.entries for name, ino in inode.entries.items())
+    chunks = ((ino, index, msgpack.packb(servers)) for ino, index, servers in table.directory)
+    rows: Iterator[Any]
+    for kind, rows in (("inodes", inodes), ("names", names), ("chunks", chunks)):
+        while page := list(islice(rows, PAGE_ROWS)):
+            yield kind, page
+
+
+def load_page(table: Table, page: Page) -> None:
+    """Put one page into the table."""
+    kind, rows = page
+    loaders: dict[str, Callable[[Table, list[Any]], None]]
+    loaders = {"inodes": load_inodes, "names": load_names, "chunks": load_chunks}
+    loaders[kind](table, rows)
+
+
+def load_inodes(table: Table, rows: Iterable[bytes]) -> None:
+    """Put packed inodes into the table."""
+    for row in rows:
+        inode = Inode(msgpack.unpackb(row, use_list=False, strict_map_key=False))
+        table.inodes[inode.ino] = inode
+        table.next_ino = max(table.next_ino, inode.ino + 1)
+        if not inode.nlink:
+            table.orphans.add(inode.ino)
+
+
+def load_names(table: Table, rows: Iterable[tuple[int, bytes, int]]) -> None:
+    """Put names into the table's directories."""
+    for parent, name, ino in rows:
+        entries = table.inodes[parent].entries
+        assert entries is not None
+        entries[name] = ino
+
+
+def load_chunks(table: Table, rows: Iterable[tuple[int, int, bytes]]) -> None:
+    """Put chunks into the chunk directory."""
+    for ino, index, servers in rows:
+        table.directory.place(ino, index, msgpack.unpackb(servers, use_list=False))
