@@ -1,0 +1,280 @@
+"""A chunk server: holds chunks in one node's memory, and serves them as streams.
+
+It runs in a detached Ray actor pinned to its node, and is never restarted: a new process cannot bring chunks back, so it gets a
+new identity. Chunks at rest are Ray objects whose refs are held here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import trio
+
+from gridfs import logs, node
+from gridfs.buffers import keep_freed_memory
+from gridfs.chunk.chunks import Chunks
+from gridfs.chunk.objects import Objects, RayObjects
+from gridfs.chunk.pool import BufferPool
+from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.errors import AuthenticationFailed, FilesystemError
+from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.handshake import Identity
+from gridfs.stream.thread import TrioThread
+from gridfs.types import Address, ChunkId, ChunkServerStatistics, NodeSample
+
+log = logging.getLogger(__name__)
+
+OPEN_MAX_BYTES = 256 * MIB
+OPEN_KEEP_BYTES = 128 * MIB
+TICK_S = 0.25
+SAMPLE_INTERVAL_S = 1.0
+RESERVE_SHARE = 0.05
+"""This share of the node's memory is never lent: grants stop when its owner would have less."""
+PAGE_ROWS = 20_000
+SEALS_WAITING_MAX = 64
+"""Full chunks waiting to be sealed at once; others are found when they have been quiet, or when the pool is short."""
+
+
+class ChunkService:
+    """What a chunk server does with connections; lives in one trio thread.
+
+    Space: `capacity_bytes` bounds the bytes of all chunks and of all grants. A client asks for a grant, and says with each
+    write how much of it that may consume; what the chunk did not grow by is free. A grant ends with its connection.
+    """
+
+    def __init__(self, capacity_bytes: int, objects: Objects, sample: Callable[[], NodeSample] = node.sample) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._take_sample = sample
+        self.sample = sample()
+        self._pool = BufferPool(OPEN_MAX_BYTES, OPEN_KEEP_BYTES)
+        self.chunks = Chunks(objects, self._pool)
+        self._grants: dict[Peer, int] = defaultdict(int)
+        self._peers: set[Peer] = set()
+        self._inventories: dict[Peer, Iterator[Any]] = {}
+        self._epoch = 0
+        self._full_in, self._full_out = trio.open_memory_channel[ChunkId](SEALS_WAITING_MAX)
+        self.methods: Methods = {
+            "grant": self.grant,
+            "write": self.write,
+            "read": self.read,
+            "truncate": self.truncate,
+            "drop": self.drop,
+            "seal": self.seal,
+            "inventory": self.inventory,
+            "length": self.length,
+            "space": self.space,
+        }
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    def greet(self, identity: Identity) -> Identity:
+        """Accept a client of the newest epoch; one of an older epoch is fenced, and one of a newer fences all before it."""
+        epoch = identity.get("epoch", 0)
+        if epoch < self._epoch:
+            raise AuthenticationFailed(f"fenced: epoch {epoch} is over, it is {self._epoch} now")
+        if epoch > self._epoch:
+            self._epoch = epoch
+            for peer in self._peers:
+                peer.disconnect()
+        return {}
+
+    def welcome(self, peer: Peer) -> None:
+        """Count the connection in."""
+        self._peers.add(peer)
+
+    def goodbye(self, peer: Peer) -> None:
+        """Take back what the connection was granted."""
+        self._peers.discard(peer)
+        self._grants.pop(peer, None)
+        self._inventories.pop(peer, None)
+
+    # -- space -------------------------------------------------------------------------------------------------------
+
+    @property
+    def granted_bytes(self) -> int:
+        """Promised to clients and not yet written."""
+        return sum(self._grants.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be granted now: within the capacity, and within what the node really has to spare."""
+        within_capacity = self.capacity_bytes - self.chunks.used_bytes - self.granted_bytes
+        reserve = int(self.sample.total_bytes * RESERVE_SHARE)
+        spare = self.sample.available_bytes + self.chunks.retained_bytes - reserve - self.granted_bytes
+        return max(0, min(within_capacity, spare))
+
+    async def grant(self, peer: Peer, want_bytes: int, need_bytes: int) -> Answer:
+        """Promise the client up to `want_bytes`, or nothing at all if `need_bytes` are not free; the result says how much."""
+        free = self.free_bytes
+        granted = min(want_bytes, free) if free >= need_bytes else 0
+        self._grants[peer] += granted
+        return Answer(granted)
+
+    async def space(self, peer: Peer) -> Answer:
+        """[capacity, used, free] in bytes, as of now."""
+        return Answer((self.capacity_bytes, self.chunks.used_bytes, self.free_bytes))
+
+    async def length(self, peer: Peer, ino: int, index: int) -> Answer:
+        """The chunk's length, 0 if it has never been written."""
+        chunk = self.chunks.find(ChunkId(ino, index))
+        return Answer(chunk.length if chunk else 0)
+
+    def _charge(self, peer: Peer, chunk_id: ChunkId, end: int, charge_bytes: int) -> None:
+        """Settle the grant of a write up to `end`. Raises ENOSPC if the chunk grows by more than granted and is free."""
+        charge_bytes = min(charge_bytes, self._grants[peer])
+        if self.chunks.growth(chunk_id, end) > charge_bytes + self.free_bytes:
+            raise FilesystemError(errno.ENOSPC, "the write was larger than its grant")
+        self._grants[peer] -= charge_bytes
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def write(self, peer: Peer, ino: int, index: int, offset: int, charge_bytes: int) -> Answer:
+        """The payload becomes the chunk's bytes from `offset` on; the result is the chunk's length."""
+        chunk_id, length = ChunkId(ino, index), peer.payload_bytes
+        if not 0 <= offset <= offset + length <= CHUNK_SIZE_BYTES:
+            raise FilesystemError(errno.EINVAL, "the bytes do not lie within a chunk")
+        self._charge(peer, chunk_id, offset + length, charge_bytes)
+        written = await self.chunks.write(chunk_id, offset, length, peer.receive_payload)
+        if offset + length == CHUNK_SIZE_BYTES and self.chunks.is_full(chunk_id):
+            try:
+                self._full_in.send_nowait(chunk_id)
+            except trio.WouldBlock:
+                pass  # it is sealed when it has been quiet, or when the pool is short
+        return Answer(written)
+
+    async def read(self, peer: Peer, ino: int, index: int, offset: int, length: int) -> Answer:
+        """The chunk's bytes from `offset` on, at most `length`; fewer where it ends, as zeros follow there."""
+        view, sent = self.chunks.read(ChunkId(ino, index), offset, length)
+        return Answer(None, (view,), sent)
+
+    async def truncate(self, peer: Peer, ino: int, index: int, length: int) -> Answer:
+        """Cut the chunk to at most `length` bytes."""
+        await self.chunks.truncate(ChunkId(ino, index), length)
+        return Answer()
+
+    async def drop(self, peer: Peer, chunk_ids: list[tuple[int, int]]) -> Answer:
+        """Forget chunks; those that are not here are no error."""
+        for chunk_id in chunk_ids:
+            self.chunks.drop(ChunkId(*chunk_id))
+        return Answer()
+
+    async def seal(self, peer: Peer, chunk_ids: list[tuple[int, int]]) -> Answer:
+        """Seal chunks now; the result says for each whether it is sealed."""
+        return Answer([await self.chunks.seal(ChunkId(*chunk_id)) for chunk_id in chunk_ids])
+
+    async def inventory(self, peer: Peer) -> Answer:
+        """The next page of [ino, index, length] of all chunks there were at the first call; empty after the last."""
+        rows = self._inventories.setdefault(peer, self.chunks.inventory())
+        page = list(islice(rows, PAGE_ROWS))
+        if not page:
+            del self._inventories[peer]
+        return Answer(page)
+
+    # -- background --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Seal what is full and what is quiet, and keep the sample fresh, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._seal_full)
+            nursery.start_soon(self._keep_sampling)
+            while True:
+                await trio.sleep(TICK_S)
+                for chunk_id in self.chunks.quiet():
+                    await self._try_to_seal(chunk_id)
+
+    async def _keep_sampling(self) -> None:
+        while True:
+            await trio.sleep(SAMPLE_INTERVAL_S)
+            self.sample = self._take_sample()
+
+    async def _seal_full(self) -> None:
+        async for chunk_id in self._full_out:
+            await self._try_to_seal(chunk_id)
+
+    async def _try_to_seal(self, chunk_id: ChunkId) -> None:
+        """A chunk that cannot be sealed stays open, and is tried again when it has been quiet once more."""
+        try:
+            await self.chunks.seal(chunk_id)
+        except Exception:
+            log.exception("chunk %d/%d could not be sealed", *chunk_id)
+
+    def open_bytes(self) -> int:
+        """Memory lent to open chunks."""
+        return self._pool.lent_bytes
+
+    async def ref(self, chunk_id: ChunkId) -> Any:
+        """Seal the chunk and give its object's ref. Raises ENOENT, and EBUSY while it is being written."""
+        if self.chunks.find(chunk_id) is None:
+            raise FilesystemError(errno.ENOENT, f"chunk {chunk_id} is not here")
+        if not await self.chunks.seal(chunk_id):
+            raise FilesystemError(errno.EBUSY, f"chunk {chunk_id} is being written")
+        chunk = self.chunks.find(chunk_id)
+        return chunk.ref if chunk else None
+
+
+class ChunkServer:
+    """The Ray actor's class. Every method is safe to call at any time; `refs` may wait for a chunk to be sealed."""
+
+    def __init__(self, server: str, host: str, address: str, secret: bytes, capacity_bytes: int) -> None:
+        """Hold up to `capacity_bytes` on this node, listening on IP `address`; `server` is this incarnation's identity."""
+        logs.start()
+        keep_freed_memory()
+        self._server, self._host, self._secret = server, host, secret
+        self._started_s = time.monotonic()
+        self._service = ChunkService(capacity_bytes, RayObjects())
+        self._endpoint = Endpoint(Address(address, 0), secret, self._service)
+        self._thread = TrioThread("chunk-server", partial(_serve, self._service, self._endpoint))
+
+    def endpoint(self) -> tuple[str, int]:
+        """Where clients connect."""
+        return self._endpoint.address.host, self._endpoint.address.port
+
+    def statistics(self) -> dict[str, Any]:
+        """A ChunkServerStatistics as a dict."""
+        return self._thread.call(self._statistics)
+
+    def _statistics(self) -> dict[str, Any]:
+        service = self._service
+        return asdict(
+            ChunkServerStatistics(
+                server=self._server,
+                host=self._host,
+                address=self._endpoint.address,
+                capacity_bytes=service.capacity_bytes,
+                used_bytes=service.chunks.used_bytes,
+                granted_bytes=service.granted_bytes,
+                free_bytes=service.free_bytes,
+                open_bytes=service.open_bytes(),
+                chunks=len(service.chunks),
+                sealed_chunks=len(service.chunks) - service.chunks.open_count,
+                sample=service.sample,
+            )
+        )
+
+    def refs(self, ino: int, index: int) -> list[Any]:
+        """[the ref] of the chunk's Ray object, sealing it first; for a job on this node. Raises FilesystemError."""
+        return [self._thread.call_async(self._service.ref, ChunkId(ino, index))]
+
+    def check(self) -> list[str]:
+        """The chunks' broken invariants, one sentence each; empty when all is well."""
+        return self._thread.call(self._service.chunks.check)
+
+    def stop(self) -> None:
+        """Stop serving; the chunks go with the process."""
+        self._thread.stop()
+
+
+async def _serve(service: ChunkService, endpoint: Endpoint, started: Callable[[], None]) -> None:
+    """The server's thread. A function, since a class with coroutine methods would become an asyncio actor in Ray."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.run)
+        nursery.start_soon(endpoint.serve)
+        started()
