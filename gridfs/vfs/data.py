@@ -1,0 +1,143 @@
+"""Bytes of files: open, read, write, truncate, and the promises of close and fsync."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable
+
+import trio
+
+from gridfs.buffers import Buffer
+from gridfs.chunk.client import ChunkClient
+from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
+from gridfs.errors import FilesystemError
+from gridfs.meta.client import MetaClient
+from gridfs.types import ChunkId
+from gridfs.vfs.fetch import Fetcher
+from gridfs.vfs.handles import FileHandle, Handles
+from gridfs.vfs.readahead import Budget, ReadAhead
+from gridfs.vfs.writeback import Writeback
+
+log = logging.getLogger(__name__)
+
+
+class Data:
+    """The data half of a `Filesystem`, in the same trio thread."""
+
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int]) -> None:
+        self._meta, self._chunks, self._handles, self._clock_ns = meta, chunks, handles, clock_ns
+        self._writeback, self._fetcher, self._budget = Writeback(meta, chunks), Fetcher(meta, chunks), Budget()
+        self._nursery: trio.Nursery
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Fetches ahead run in `nursery`; nothing can be opened before."""
+        self._nursery = nursery
+
+    # -- handles -----------------------------------------------------------------------------------------------------
+
+    async def open(self, ino: int, flags: int) -> int:
+        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+        inode = self._meta.table.inode(ino)
+        if not inode.is_regular:
+            raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        if flags & os.O_TRUNC:
+            await self.truncate(ino, 0)
+        file = self._handles.state_of(ino)
+        reader = ReadAhead(file, self._fetcher, self._budget, self._nursery)
+        return self._handles.add_file(FileHandle(file, flags, reader))
+
+    async def release(self, fh: int) -> None:
+        """The handle ends; what was written through it is settled first."""
+        file = self._handles.file(fh).file
+        await file.settle()
+        if file.dirty and not self._meta.failure:
+            file.commit()
+        self._handles.remove_file(fh)
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    async def read(self, fh: int, offset: int, length: int) -> Buffer:
+        """The bytes [offset, offset + length), fewer at the end of the file. Raises EIO, EBADF."""
+        return await self._handles.file(fh).reader.read(offset, length)
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        """Write at `offset`; returns how many bytes were taken, fewer than asked only when space ran out.
+
+        The bytes are visible to every read from then on, and safe after `flush` or `fsync`. Raises ENOSPC, EFBIG, EIO, EBADF.
+        """
+        handle = self._handles.file(fh)
+        if offset + len(data) > FILE_SIZE_MAX_BYTES:
+            raise FilesystemError(errno.EFBIG)
+        await self._meta.ready()
+        handle.wrote = True
+        async with handle.file.lock:
+            return await self._writeback.write(handle.file, offset, data, self._clock_ns())
+
+    async def flush(self, fh: int) -> None:
+        """close(2): after it what this handle wrote outlives the mount. Raises a write's late error, once per handle."""
+        handle = self._handles.file(fh)
+        if handle.wrote:
+            handle.wrote = False
+            await self._make_safe(handle)
+
+    async def fsync(self, fh: int) -> None:
+        """fsync(2): the file's bytes, size and names are safe. Raises as `flush`."""
+        await self._make_safe(self._handles.file(fh))
+
+    async def _make_safe(self, handle: FileHandle) -> None:
+        """Bytes to the chunk servers first, then the size, then everything durable in the inode table."""
+        file = handle.file
+        await file.settle()
+        if file.dirty:
+            file.commit()
+        await self._meta.settle()
+        handle.raise_error()
+
+    # -- sizes -------------------------------------------------------------------------------------------------------
+
+    async def truncate(self, ino: int, size: int) -> None:
+        """Set the size: chunks beyond it are dropped, then the table is told; a longer file ends in zeros.
+
+        If it fails half way the size is still the old one, and what was cut already reads as zeros. Raises EISDIR, EINVAL, EIO.
+        """
+        inode = self._meta.table.inode(ino)
+        if not inode.is_regular:
+            raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        file = self._handles.state_of(ino)
+        async with file.lock:
+            await file.settle()
+            if file.dirty:
+                file.commit()
+            if size < inode.size:
+                await self._cut(ino, size)
+            self._meta.apply(("change", self._clock_ns(), ino, None, None, None, size))
+            file.truncated(size)
+
+    async def _cut(self, ino: int, size: int) -> None:
+        """Take the bytes from `size` on away from the servers that hold them."""
+        last, within = divmod(size, CHUNK_SIZE_BYTES)
+        beyond: dict[str, list[ChunkId]] = defaultdict(list)
+        for index, servers in list(self._meta.table.directory.chunks(ino).items()):
+            for server in servers:
+                if index == last and within:
+                    await self._chunks.truncate(server, ChunkId(ino, index), within)
+                elif index >= last:
+                    beyond[server].append(ChunkId(ino, index))
+        for server, chunk_ids in beyond.items():
+            await self._chunks.drop(server, chunk_ids)
+
+    def commit_all(self) -> None:
+        """Tell the table what is safe by now of every open file, for those who never close or sync."""
+        for file in self._handles.open_files.values():
+            if file.dirty and not self._meta.failure:
+                file.commit()
+
+    async def settle_all(self) -> None:
+        """Everything written so far is safe when this returns; for a clean unmount."""
+        for file in list(self._handles.open_files.values()):
+            await file.settle()
+        self.commit_all()
+        await self._meta.settle()

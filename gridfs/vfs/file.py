@@ -1,0 +1,119 @@
+"""An open file: what has been written to it and is not yet safe."""
+
+from __future__ import annotations
+
+import errno
+from typing import Protocol
+
+import trio
+
+from gridfs.errors import FilesystemError
+from gridfs.meta.client import MetaClient
+
+
+class Reader(Protocol):
+    """Someone who holds copies of a file's bytes."""
+
+    def forget(self, start: int, end: int) -> None:
+        """Bytes [start, end) have changed: copies of them are stale."""
+
+
+class File:
+    """The data state of one inode, shared by its handles; it exists while one of them does.
+
+    Owned by the trio thread of the filesystem. `in_flight` holds the byte ranges sent to chunk servers and not acknowledged.
+    `size` is the end of what has been written, ahead of the table's size until the bytes are safe: the table never claims
+    bytes that no chunk server has. `lock` serialises writes and truncations.
+    """
+
+    def __init__(self, ino: int, meta: MetaClient) -> None:
+        self.ino = ino
+        self._meta = meta
+        self.handles = 0
+        self.readers: set[Reader] = set()
+        self.lock = trio.Lock()
+        self.in_flight: dict[int, tuple[int, int]] = {}
+        self.chunk_lengths: dict[int, int] = {}
+        """Length of each chunk, where this mount knows it: what a write costs in space follows from it."""
+        self._size = 0
+        self.mtime_ns: int | None = None
+        """When bytes were last written, until the table has been told."""
+        self._tickets = 0
+        self._progress = trio.Event()
+        self._error: int = 0
+        self.error_count = 0
+
+    @property
+    def size(self) -> int:
+        """The file's size as programs see it."""
+        return max(self._size, self._meta.table.inode(self.ino).size)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def begin_write(self, start: int, end: int, now_ns: int) -> int:
+        """Bytes [start, end) are on their way; returns a ticket for `end_write`."""
+        self._size = max(self._size, end)
+        self.mtime_ns = now_ns
+        for reader in self.readers:
+            reader.forget(start, end)
+        self._tickets += 1
+        self.in_flight[self._tickets] = (start, end)
+        return self._tickets
+
+    def end_write(self, ticket: int, error: int) -> None:
+        """The bytes are safe, or lost with `error`: then every handle hears of it once."""
+        del self.in_flight[ticket]
+        if error:
+            self._error = error
+            self.error_count += 1
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    def raise_error(self, seen: int) -> int:
+        """Raise the last write error if any came after the `seen` first; returns how many there were."""
+        if self.error_count > seen:
+            raise FilesystemError(self._error or errno.EIO, "an earlier write was lost")
+        return self.error_count
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """True while bytes of [start, end) are in flight."""
+        return any(first < end and start < last for first, last in self.in_flight.values())
+
+    async def settle(self, start: int = 0, end: int = 1 << 63) -> None:
+        """Wait until no bytes of [start, end) are in flight; bounded by the connections' reply timeout."""
+        while self.in_flight and self.overlaps(start, end):
+            await self._progress.wait()
+
+    # -- telling the table -------------------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """True while the table has not been told of all that has been written."""
+        return self.mtime_ns is not None or self._size > self._meta.table.inode(self.ino).size
+
+    def commit(self) -> None:
+        """Tell the table of the size that is safe, and of the time of the last write.
+
+        What is safe ends where the first range in flight begins, if that range makes the file longer. A write that was lost
+        counts as settled: its error has been kept for every handle, and its bytes read as EIO or as zeros.
+        """
+        known = self._meta.table.inode(self.ino).size
+        safe = min((start for start, end in self.in_flight.values() if end > known), default=self._size)
+        if safe > known or self.mtime_ns is not None:
+            written_ns, self.mtime_ns = self.mtime_ns, None
+            self._meta.apply(("extend", written_ns, self.ino, max(safe, known)))
+
+    def commit_times(self) -> None:
+        """Tell the table when the last write was, so that times set after it are not overwritten by it."""
+        if self.mtime_ns is not None:
+            written_ns, self.mtime_ns = self.mtime_ns, None
+            self._meta.apply(("extend", written_ns, self.ino, 0))
+
+    def truncated(self, size: int) -> None:
+        """The file ends at `size` now; the table has been told."""
+        self._size = min(self._size, size)
+        self.chunk_lengths.clear()
+        for reader in self.readers:
+            reader.forget(size, 1 << 63)

@@ -1,0 +1,285 @@
+"""The filesystem proper: names, attributes and lifetimes of inodes. It knows neither FUSE nor Ray.
+
+`gridfs.vfs.data` holds what has to do with bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import trio
+
+from gridfs.chunk.client import ChunkClient
+from gridfs.config import CHUNK_SIZE_BYTES
+from gridfs.errors import FilesystemError
+from gridfs.meta.client import MetaClient
+from gridfs.meta.inode import Inode
+from gridfs.meta.table import Op
+from gridfs.types import ChunkId
+from gridfs.vfs.attributes import Attributes, attributes_of
+from gridfs.vfs.data import Data
+from gridfs.vfs.handles import Handles
+
+log = logging.getLogger(__name__)
+
+COMMIT_INTERVAL_S = 1.0
+_DAY_NS = 24 * 3600 * 10**9
+
+
+class Caller(NamedTuple):
+    """Who makes a new inode."""
+
+    uid: int
+    gid: int
+
+
+class Space(NamedTuple):
+    """What statfs(2) tells; in bytes and inodes."""
+
+    capacity_bytes: int
+    free_bytes: int
+    inodes: int
+
+
+class Filesystem:
+    """One mounted filesystem.
+
+    Owned by one trio thread. Metadata operations change the replica in one step, without an await in between; they are async
+    only to wait when too many ops are queued. `_lookups` counts what the kernel holds (lookup count): an inode without names
+    lives while it is counted there or has an open handle, and is reaped when both end.
+    """
+
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._meta, self._chunks, self._clock_ns = meta, chunks, clock_ns
+        self._handles = Handles(meta)
+        self._lookups: dict[int, int] = defaultdict(int)
+        self.data = Data(meta, chunks, self._handles, clock_ns)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tidy up after an earlier mount, then keep the background work going until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self.data.start(nursery)
+            for ino in list(self._meta.table.orphans):
+                self._reap_if_unused(ino)
+            nursery.start_soon(self._collect)
+            task_status.started()
+            while True:
+                await trio.sleep(COMMIT_INTERVAL_S)
+                self.data.commit_all()
+
+    async def _collect(self) -> None:
+        """Drop chunks that a crash has left without an owner."""
+        directory = self._meta.table.directory
+
+        def is_wanted(chunk_id: ChunkId, server: str) -> bool:
+            return server in directory.servers(chunk_id.ino, chunk_id.index)
+
+        try:
+            count = await self._chunks.collect(is_wanted)
+        except FilesystemError as error:
+            log.warning("chunks without an owner are collected at the next mount: %s", error)
+        else:
+            if count:
+                log.info("collected %d chunks without an owner", count)
+
+    async def _apply(self, op: Op) -> Any:
+        await self._meta.ready()
+        return self._meta.apply(op)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Attributes:
+        """The inode that `name` leads to; counted as held. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
+        return self._hold(self._meta.table.lookup(parent, name))
+
+    async def make(
+        self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes | None = None
+    ) -> Attributes:
+        """A new inode of the type in `mode`; counted as held. Raises as `Table.make`."""
+        await self._meta.ready()
+        ino = self._meta.table.next_ino
+        inode = self._meta.apply(("make", self._clock_ns(), ino, parent, name, mode, *caller, rdev, target))
+        return self._hold(inode)
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        """Another name for `ino`; counted as held."""
+        return self._hold(await self._apply(("link", self._clock_ns(), ino, parent, name)))
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name; bytes stay readable for those who have the file open."""
+        inode = await self._apply(("unlink", self._clock_ns(), parent, name))
+        self._reap_if_unused(inode.ino)
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        inode = await self._apply(("rmdir", self._clock_ns(), parent, name))
+        self._reap_if_unused(inode.ino)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """rename(2), renameat2(2) with NOREPLACE or EXCHANGE."""
+        replaced = await self._apply(("rename", self._clock_ns(), parent, name, new_parent, new_name, flags))
+        if replaced is not None:
+            self._reap_if_unused(replaced.ino)
+
+    def readlink(self, ino: int) -> bytes:
+        """A symlink's target. Raises EINVAL for anything else."""
+        target = self._meta.table.inode(ino).target
+        if target is None:
+            raise FilesystemError(errno.EINVAL)
+        return target
+
+    def names(self, fh: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
+        """What directory handle `fh` lists from position `start` on: (next position, name, attributes).
+
+        The handle lists the names there were when it was at position 0, less those gone since. Nothing is counted as held.
+        """
+        handle = self._handles.directory(fh)
+        entries = self._meta.table.directory_entries(handle.ino)
+        if start == 0:
+            handle.names = [b".", b"..", *entries]
+            self._touch(handle.ino)
+        special = {b".": handle.ino, b"..": self._meta.table.inode(handle.ino).parent}
+        for position in range(start, len(handle.names)):
+            name = handle.names[position]
+            ino = entries.get(name) or special.get(name)
+            if ino is not None:
+                yield position + 1, name, self.attributes(ino)
+
+    def opendir(self, ino: int) -> int:
+        """A handle of directory `ino`. Raises ENOENT, ENOTDIR."""
+        self._meta.table.directory_entries(ino)
+        return self._handles.add_directory(ino)
+
+    def releasedir(self, fh: int) -> None:
+        """The kernel has closed the handle."""
+        self._reap_if_unused(self._handles.remove_directory(fh).ino)
+
+    async def fsync_names(self) -> None:
+        """Return once every name and attribute changed so far is durable."""
+        await self._meta.settle()
+
+    # -- lifetimes ---------------------------------------------------------------------------------------------------
+
+    def _hold(self, inode: Inode) -> Attributes:
+        self._lookups[inode.ino] += 1
+        return self._attributes(inode)
+
+    def hold(self, ino: int) -> None:
+        """The kernel has learnt of the inode in a listing."""
+        self._lookups[ino] += 1
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel lets go of `count` of the lookups it holds. Never raises."""
+        left = self._lookups.pop(ino, 0) - count
+        if left > 0:
+            self._lookups[ino] = left
+        else:
+            self._reap_if_unused(ino)
+
+    def _reap_if_unused(self, ino: int) -> None:
+        """End an orphan that nobody holds. Once the session is lost its next owner does it."""
+        if ino not in self._meta.table.orphans or ino in self._lookups or ino in self._handles.open_files:
+            return
+        if self._handles.holds_directory(ino) or self._meta.failure:
+            return
+        for index, servers in self._meta.apply(("reap", ino)):
+            for server in servers:
+                self._chunks.drop_soon(server, ChunkId(ino, index))
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    def attributes(self, ino: int) -> Attributes:
+        """What stat(2) tells. Raises ENOENT."""
+        return self._attributes(self._meta.table.inode(ino))
+
+    def _attributes(self, inode: Inode) -> Attributes:
+        chunks = len(self._meta.table.directory.chunks(inode.ino))
+        return attributes_of(inode, self._handles.open_files.get(inode.ino), chunks)
+
+    async def change(self, ino: int, *, size: int | None = None, **changes: int) -> Attributes:
+        """chmod, chown, utimens (`mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`) and truncate (`size`)."""
+        await self._meta.ready()
+        if size is not None:
+            await self.data.truncate(ino, size)
+        if changes:
+            file = self._handles.open_files.get(ino)
+            if file is not None:
+                file.commit_times()
+            fields = ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns")
+            self._meta.apply(("change", self._clock_ns(), ino, *(changes.get(field) for field in fields)))
+        return self.attributes(ino)
+
+    def _touch(self, ino: int) -> None:
+        """Move atime as `relatime` does: when it is not newer than the last change, or a day old (mount(8))."""
+        inode, now_ns = self._meta.table.inode(ino), self._clock_ns()
+        stale = inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS
+        if stale and not self._meta.failure:
+            self._meta.apply(("touch", now_ns, ino))
+
+    async def space(self) -> Space:
+        """What statfs(2) tells, asked of the nodes just now."""
+        capacity, free = await self._chunks.space()
+        return Space(capacity, free, len(self._meta.table.inodes))
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def get_xattr(self, ino: int, name: bytes) -> bytes:
+        """getxattr(2). Raises ENODATA."""
+        value = (self._meta.table.inode(ino).xattrs or {}).get(name)
+        if value is None:
+            raise FilesystemError(errno.ENODATA)
+        return value
+
+    def list_xattrs(self, ino: int) -> list[bytes]:
+        """listxattr(2)."""
+        return list(self._meta.table.inode(ino).xattrs or {})
+
+    async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """setxattr(2). Raises as `Table.set_xattr`."""
+        await self._apply(("set_xattr", self._clock_ns(), ino, name, bytes(value)))
+
+    async def remove_xattr(self, ino: int, name: bytes) -> None:
+        """removexattr(2). Raises ENODATA."""
+        await self._apply(("remove_xattr", self._clock_ns(), ino, name))
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    async def open(self, ino: int, flags: int) -> int:
+        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+        return await self.data.open(ino, flags)
+
+    async def read(self, fh: int, offset: int, length: int) -> Any:
+        """Bytes of an open file, fewer than asked only at its end; atime moves. Raises EIO, EBADF."""
+        self._touch(self._handles.file(fh).file.ino)
+        return await self.data.read(fh, offset, length)
+
+    async def release(self, fh: int) -> None:
+        """The kernel has closed the handle."""
+        ino = self._handles.file(fh).file.ino
+        await self.data.release(fh)
+        self._reap_if_unused(ino)
+
+    def layout(self, ino: int) -> dict[str, Any]:
+        """Where a regular file's bytes are: chunk size, chunks, and how many of them each host holds. Raises ENODATA."""
+        inode = self._meta.table.inode(ino)
+        if not inode.is_regular:
+            raise FilesystemError(errno.ENODATA)
+        hosts = {node.server: node.host if node.alive else f"{node.host} (lost)" for node in self._meta.placement.nodes}
+        nodes: dict[str, int] = defaultdict(int)
+        chunks = self._meta.table.directory.chunks(ino)
+        for servers in chunks.values():
+            for server in servers:
+                nodes[hosts.get(server, f"{server} (lost)")] += 1
+        size = self.attributes(ino).size
+        return {
+            "chunk_size": CHUNK_SIZE_BYTES,
+            "size": size,
+            "chunks": len(chunks),
+            "replicas": 1,
+            "nodes": dict(sorted(nodes.items())),
+        }
