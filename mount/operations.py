@@ -1,0 +1,266 @@
+"""What the kernel asks for, handed to the vfs: every handler unpacks, calls, packs."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+
+from gridfs.config import NAME_MAX_BYTES
+from gridfs.errors import FilesystemError
+from gridfs.vfs.attributes import Attributes
+from gridfs.vfs.filesystem import Caller, Filesystem
+from mount import control
+
+log = logging.getLogger(__name__)
+
+CACHE_TIMEOUT_S = 300.0
+"""How long the kernel may keep names and attributes. This mount is the only writer, so nothing changes behind its back."""
+BLOCK_BYTES = 4096
+_STAT_BLOCK_BYTES = 512  # what st_blocks counts in, stat(2)
+_FREE_INODES = 1 << 32
+"""Inodes are bounded by the master's memory alone; statfs(2) wants a number."""
+
+H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
+
+
+def answers_errno(handler: H) -> H:
+    """The one boundary where errors become errnos: what is raised on purpose keeps its errno, a bug is EIO with a traceback.
+
+    pyfuse3 catches FUSEError alone; anything else would end the mount. Cancellation passes: it is a BaseException.
+    """
+
+    @functools.wraps(handler)
+    async def guarded(*arguments: Any) -> Any:
+        try:
+            return await handler(*arguments)
+        except FilesystemError as error:
+            if error.errno == errno.EIO:
+                log.warning("%s: %s", handler.__name__, error.strerror)
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded  # type: ignore[return-value]
+
+
+class Operations(pyfuse3.Operations):
+    """The kernel's requests. `forget` and `release` never raise but for a bug in them."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @answers_errno
+    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        try:
+            return _entry(self._filesystem.lookup(parent, name))
+        except FilesystemError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return _negative_entry()
+
+    @answers_errno
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self._filesystem.forget(ino, count)
+
+    @answers_errno
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return _entry(await self._filesystem.make(_caller(ctx), parent, name, mode, rdev))
+
+    @answers_errno
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return _entry(await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFDIR | stat.S_IMODE(mode)))
+
+    @answers_errno
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return _entry(await self._filesystem.make(_caller(ctx), parent, name, mode, target=bytes(target)))
+
+    @answers_errno
+    async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self._filesystem.readlink(ino)
+
+    @answers_errno
+    async def link(self, ino: int, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return _entry(await self._filesystem.link(ino, parent, name))
+
+    @answers_errno
+    async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._filesystem.unlink(parent, name)
+
+    @answers_errno
+    async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._filesystem.rmdir(parent, name)
+
+    @answers_errno
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: pyfuse3.RequestContext
+    ) -> None:
+        await self._filesystem.rename(parent, name, new_parent, new_name, flags)
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    @answers_errno
+    async def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
+        return self._filesystem.opendir(ino)
+
+    @answers_errno
+    async def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        for position, name, attributes in self._filesystem.names(fh, start):
+            if not pyfuse3.readdir_reply(token, name, _entry(attributes), position):
+                break
+            if name not in (b".", b".."):  # these two the kernel does not count
+                self._filesystem.hold(attributes.ino)
+
+    @answers_errno
+    async def releasedir(self, fh: int) -> None:
+        self._filesystem.releasedir(fh)
+
+    @answers_errno
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._filesystem.fsync_names()
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    @answers_errno
+    async def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return _entry(self._filesystem.attributes(ino))
+
+    @answers_errno
+    async def setattr(
+        self,
+        ino: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changes = {name: getattr(attr, f"st_{name}") for name in _CHANGES if getattr(fields, _CHANGES[name])}
+        return _entry(await self._filesystem.change(ino, **changes))
+
+    @answers_errno
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        space, data = await self._filesystem.space(), pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_BYTES
+        data.f_blocks = space.capacity_bytes // BLOCK_BYTES
+        data.f_bfree = data.f_bavail = space.free_bytes // BLOCK_BYTES
+        data.f_files, data.f_ffree = space.inodes + _FREE_INODES, _FREE_INODES
+        data.f_favail, data.f_namemax = _FREE_INODES, NAME_MAX_BYTES
+        return data
+
+    @answers_errno
+    async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if control.is_control(name):
+            return control.get(self._filesystem, ino, name)
+        return self._filesystem.get_xattr(ino, name)
+
+    @answers_errno
+    async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if control.is_control(name):
+            control.refuse_change(name)
+        await self._filesystem.set_xattr(ino, name, value)
+
+    @answers_errno
+    async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return self._filesystem.list_xattrs(ino)
+
+    @answers_errno
+    async def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if control.is_control(name):
+            control.refuse_change(name)
+        await self._filesystem.remove_xattr(ino, name)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @answers_errno
+    async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return _opened(await self._filesystem.open(ino, flags))
+
+    @answers_errno
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        attributes = await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFREG | stat.S_IMODE(mode))
+        return _opened(await self._filesystem.open(attributes.ino, flags & ~os.O_TRUNC)), _entry(attributes)
+
+    @answers_errno
+    async def read(self, fh: int, off: int, size: int) -> Any:
+        return await self._filesystem.read(fh, off, size)
+
+    @answers_errno
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._filesystem.data.write(fh, off, buf)
+
+    @answers_errno
+    async def flush(self, fh: int) -> None:
+        await self._filesystem.data.flush(fh)
+
+    @answers_errno
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._filesystem.data.fsync(fh)
+
+    @answers_errno
+    async def release(self, fh: int) -> None:
+        await self._filesystem.release(fh)
+
+
+_CHANGES = {
+    "mode": "update_mode",
+    "uid": "update_uid",
+    "gid": "update_gid",
+    "size": "update_size",
+    "atime_ns": "update_atime",
+    "mtime_ns": "update_mtime",
+}
+"""What setattr may change -> the flag that says it does. ctime is the table's own business."""
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid)
+
+
+def _opened(fh: int) -> pyfuse3.FileInfo:
+    """Cached pages stay valid from open to open: nobody else writes."""
+    return pyfuse3.FileInfo(fh=fh, keep_cache=True)
+
+
+def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = attributes.ino
+    entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
+    entry.st_mode = attributes.mode
+    entry.st_nlink = attributes.nlink
+    entry.st_uid, entry.st_gid = attributes.uid, attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size
+    entry.st_blksize = BLOCK_BYTES
+    entry.st_blocks = -(-attributes.allocated_bytes // _STAT_BLOCK_BYTES)
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    return entry
+
+
+def _negative_entry() -> pyfuse3.EntryAttributes:
+    """Tells the kernel that there is no such name, and that it may remember so."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = CACHE_TIMEOUT_S
+    return entry
