@@ -1,0 +1,1 @@
+"""Decides where chunks go. It moves nothing itself: it publishes what clients and chunk servers act on."""
