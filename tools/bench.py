@@ -1,0 +1,149 @@
+"""Measure the filesystem that holds a directory, alone or in turns with a filesystem that does nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench_measure import MIB, UNITS, Figures, Workload, measure, warm_up
+from bench_memory import PeakMemory, filesystem_type, find_daemon, mountpoint_of
+from bench_nothing import NothingFailed, nothing
+
+ROUNDS_AGAINST = 3
+
+
+def run(places: dict[str, Path], workload: Workload, rounds: int) -> dict[str, list[Figures]]:
+    """Measure the places in turns, the order reversed every other round. Returns each place's figures, one per round."""
+    results: dict[str, list[Figures]] = {case: [] for case in places}
+    columns = (TextColumn("{task.description:42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("warming up", total=rounds * len(places) * len(UNITS))
+        for place in places.values():
+            warm_up(place, workload)
+        for number in range(rounds):
+            for case in list(places)[:: 1 if number % 2 == 0 else -1]:
+
+                def done(name: str, case: str = case, number: int = number) -> None:
+                    progress.update(task, advance=1, description=f"round {number + 1}, {case}: {name}")
+
+                results[case].append(measure(places[case], workload, done))
+    return results
+
+
+def summarise(results: dict[str, list[Figures]]) -> dict[str, Figures]:
+    """The median of the rounds for every place and figure."""
+    return {
+        case: {name: statistics.median(figures[name] for figures in rounds) for name in UNITS}
+        for case, rounds in results.items()
+    }
+
+
+def report(
+    directory: Path, workload: Workload, rounds: int, medians: dict[str, Figures], memory: PeakMemory | None
+) -> dict[str, Any]:
+    """Everything the bench found out, as plain values."""
+    found: dict[str, Any] = {
+        "type": filesystem_type(mountpoint_of(directory)),
+        "size_bytes": workload.size_bytes,
+        "files": workload.files,
+        "rounds": rounds,
+        "cold": workload.cold,
+        "figures": {name: round(figure, 1) for name, figure in medians["filesystem"].items()},
+    }
+    if "nothing" in medians:
+        found["nothing"] = {name: round(figure, 1) for name, figure in medians["nothing"].items()}
+        found["ratios"] = {
+            name: round(medians["filesystem"][name] / medians["nothing"][name], 3) for name in medians["filesystem"]
+        }
+    if memory is not None:
+        found["daemon"] = {
+            "pid": memory.pid,
+            "peak_rss_bytes": memory.peak_bytes(),
+            "since_start": memory.since_start,
+        }
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the report as a table."""
+    size, against = f"{found['size_bytes'] / (1 << 30):g} GiB", "nothing" in found
+    table = Table(title=f"{found['type']}: {size}, {found['files']} files, median of {found['rounds']}")
+    table.add_column("figure")
+    table.add_column("here", justify="right")
+    if against:
+        table.add_column("nothing", justify="right")
+        table.add_column("share", justify="right")
+    table.add_column("unit")
+    for name, unit in UNITS.items():
+        cells = [unit.title, f"{found['figures'][name]:,.0f}"]
+        if against:
+            cells += [f"{found['nothing'][name]:,.0f}", f"{found['ratios'][name]:.0%}"]
+        table.add_row(*cells, unit.unit)
+    console.print(table)
+    if not found["cold"]:
+        console.print("Only root can drop the kernel's caches: the figures called cold were warm.")
+    if "daemon" in found and found["daemon"]["peak_rss_bytes"] is not None:
+        console.print(f"The mount daemon's memory peaked at {found['daemon']['peak_rss_bytes'] / 1e6:,.0f} MB.")
+
+
+def check_space(directory: Path, workload: Workload) -> None:
+    """Raise ClickException if the filesystem has no room for the measurement."""
+    figures = os.statvfs(directory)
+    free_bytes = figures.f_bavail * figures.f_frsize
+    if free_bytes < workload.size_bytes:
+        raise click.ClickException(
+            f"{directory} has {free_bytes / (1 << 30):.1f} GiB free; ask for less with --gib, or free some of it."
+        )
+
+
+@click.command(epilog="Example: tools/bench /mnt/gridmem --gib 2 --against-nothing")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path))
+@click.option("--gib", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Size of the big file.")
+@click.option("--files", type=click.IntRange(min=1), default=2000, show_default=True, help="Number of empty files.")
+@click.option("--against-nothing", is_flag=True, help="Measure a pyfuse3 filesystem that does nothing in the same run.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Take the median of so many; 3 against nothing, else 1.")
+@click.option("--daemon-pid", type=int, help="The mount daemon whose memory to watch; found by itself if it can be.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def main(
+    directory: Path,
+    gib: float,
+    files: int,
+    against_nothing: bool,
+    rounds: int | None,
+    daemon_pid: int | None,
+    as_json: bool,
+) -> None:
+    """Print what the filesystem that holds DIRECTORY can do: bytes, small reads and names per second."""
+    workload = Workload(max(int(gib * 1024), 1) * MIB, files)
+    check_space(directory, workload)
+    rounds = rounds or (ROUNDS_AGAINST if against_nothing else 1)
+    pid = daemon_pid or find_daemon(mountpoint_of(directory))
+    try:
+        memory = PeakMemory(pid) if pid is not None else None
+        with ExitStack() as stack:
+            places = {"filesystem": directory}
+            if against_nothing:
+                places["nothing"] = stack.enter_context(nothing())
+            medians = summarise(run(places, workload, rounds))
+        found = report(directory, workload, rounds, medians, memory)
+    except (OSError, NothingFailed) as error:
+        raise click.ClickException(f"The measurement ended early: {error}") from error
+    if as_json:
+        json.dump(found, sys.stdout)
+        print()
+    else:
+        show(found, Console())
+
+
+if __name__ == "__main__":
+    main()
