@@ -23,7 +23,7 @@ XATTR_SIZE_MAX_BYTES = 64 * KIB
 FILE_SIZE_MAX_BYTES = (1 << 63) - 1
 
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+)(\.\d+)?\s*(?:([KMGT])(?:i?B)?|B)?\s*", re.IGNORECASE)
 
 
 def home() -> Path:
@@ -42,14 +42,15 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise ValueError(f"{text!r} is not a size: write a number and a unit, such as 512MiB or 3GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    unit = _UNITS[(match[3] or "").upper()]
+    return int(match[1]) * unit + int(float(match[2] or 0) * unit)
 
 
 def format_size(size_bytes: int) -> str:
     """A size for people: "3.0 GiB"; exact below 1 KiB."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
+        if abs(size) < (1024 if unit == "B" else 1023.95):  # what would be rounded up to 1024.0 is 1.0 of the next
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
@@ -57,9 +58,14 @@ def format_size(size_bytes: int) -> str:
 
 def write_private(path: Path, content: bytes) -> None:
     """Put `content` at `path`, readable by its owner only, whole or not at all; parent folders are made 0700."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in reversed([path.parent, *path.parent.parents]):  # with parents=True, mkdir gives them another mode
+        folder.mkdir(mode=0o700, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.replace(staged, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

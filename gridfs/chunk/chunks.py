@@ -122,14 +122,17 @@ class Chunks:
             if offset > chunk.length:
                 buffer.view[chunk.length : offset] = bytes(offset - chunk.length)
             chunk.writers += 1
+            buffer.pins += 1  # if the chunk is dropped meanwhile, nobody else may get the buffer yet
             try:
                 await receive(buffer.view[offset:end])
             finally:
                 chunk.writers -= 1
                 chunk.version += 1
                 chunk.written_s = self._clock()
+                self._pool.unpin(buffer)
+                if chunk.dropped:
+                    self._close(chunk_id, chunk)
             if chunk.dropped:
-                self._close(chunk_id, chunk)
                 return 0
             self.used_bytes += max(0, end - chunk.length)
             chunk.length = max(chunk.length, end)
@@ -142,10 +145,15 @@ class Chunks:
             return
         chunk.lock = chunk.lock or trio.Lock()
         async with chunk.lock:
+            if chunk.dropped:
+                return
             if chunk.buffer is None and length:
                 await self._buffer_for(chunk_id, chunk, length, 0)
             elif chunk.buffer is None:
                 self._unseal(chunk)
+            if chunk.dropped:  # while it waited for a buffer
+                self._close(chunk_id, chunk)
+                return
             self.used_bytes -= max(0, chunk.length - length)
             chunk.length = min(chunk.length, length)
             chunk.version += 1

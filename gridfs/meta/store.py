@@ -35,14 +35,15 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or create the store. Raises GridfsError when it is of another format or no store at all."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None)
+        self._path = path
         try:
+            self._database = sqlite3.connect(path, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
+            found = self.fact("format", FORMAT)
+        except (sqlite3.DatabaseError, ValueError) as error:
             raise GridfsError(f"{path} is not a gridfs inode store ({error}): move it away and start again") from error
-        found = self.fact("format", FORMAT)
         if found != FORMAT:
             raise GridfsError(f"{path} is of format {found}, this gridfs reads {FORMAT}: use the version that wrote it")
         self._write_facts({"format": FORMAT})
@@ -53,7 +54,13 @@ class Store:
         return default if row is None else msgpack.unpackb(row[0])
 
     def load(self) -> Table:
-        """The table as the last `save` left it."""
+        """The table as the last `save` left it. Raises GridfsError when the store is damaged."""
+        try:
+            return self._load()
+        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
+            raise GridfsError(f"{self._path} is damaged ({error}): move it away and start again") from error
+
+    def _load(self) -> Table:
         table = Table()
         load_inodes(table, (row for (row,) in self._database.execute("SELECT row FROM inodes")))
         load_names(table, self._database.execute("SELECT parent, name, ino FROM names ORDER BY parent, position"))
@@ -75,10 +82,11 @@ class Store:
             execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)", placed)
             execute("DELETE FROM chunks WHERE ino = ? AND idx = ?", [chunk[:2] for chunk in chunks if not chunk[2]])
             self._write_facts({**facts, "next_ino": table.next_ino})
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite rolls back by itself when the disk is full
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     def _save_names(self, table: Table, changes: Changes) -> None:
         """Names keep the order in which they were made: position counts up for ever."""

@@ -335,6 +335,7 @@ class Table:
 
     def _enter(self, parent: Inode, name: bytes, inode: Inode, now_ns: int) -> None:
         assert parent.entries is not None
+        parent.entries.pop(name, None)  # in an exchange: a name that leads elsewhere goes last, as in the store
         parent.entries[name] = inode.ino
         self._names_changed(parent, name, now_ns)
         self.changes.inodes.add(inode.ino)
@@ -347,6 +348,7 @@ class Table:
     def _names_changed(self, parent: Inode, name: bytes, now_ns: int) -> None:
         parent.mtime_ns = parent.ctime_ns = now_ns
         self.changes.inodes.add(parent.ino)
+        self.changes.names.pop((parent.ino, name), None)
         self.changes.names[parent.ino, name] = None
 
     def _remove(self, parent: Inode, name: bytes, inode: Inode, now_ns: int) -> None:
