@@ -1,0 +1,1 @@
+"""Tests through the kernel: real programs, and the mount's own promises."""

@@ -1,0 +1,69 @@
+"""Chunks over fake objects, and bytes that arrive when they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from gridfs.chunk.chunks import Chunks
+from gridfs.chunk.pool import BufferPool
+from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.types import ChunkId
+from tests.vfs.cluster import FakeObjects
+
+ONE, TWO, THREE = ChunkId(5, 0), ChunkId(5, 1), ChunkId(6, 0)
+
+
+class Server:
+    """Chunks over fake objects, with a clock that stands until it is moved."""
+
+    def __init__(self, limit_bytes: int = 64 * MIB) -> None:
+        self.now_s = 1000.0
+        self.objects = FakeObjects()
+        self.pool = BufferPool(limit_bytes, limit_bytes)
+        self.chunks = Chunks(self.objects, self.pool, lambda: self.now_s)
+
+    async def write(self, chunk_id: ChunkId, offset: int, content: bytes) -> int:
+        return await self.chunks.write(chunk_id, offset, len(content), giving(content))
+
+    def read(self, chunk_id: ChunkId, offset: int = 0, length: int = CHUNK_SIZE_BYTES) -> bytes:
+        view, sent = self.chunks.read(chunk_id, offset, length)
+        content = bytes(view)
+        if sent is not None:
+            sent()
+        return content
+
+    async def sealed(self, chunk_id: ChunkId, content: bytes) -> None:
+        await self.write(chunk_id, 0, content)
+        assert await self.chunks.seal(chunk_id)
+
+    def check(self) -> None:
+        """Assert the invariants of chunks and pool."""
+        assert self.chunks.check() == []
+        assert self.pool.lent_bytes == sum(len(chunk.buffer or b"") for chunk in self.chunks._chunks.values())
+
+    def is_sealed(self, chunk_id: ChunkId) -> bool:
+        chunk = self.chunks.find(chunk_id)
+        return chunk is not None and chunk.view is not None
+
+
+def giving(content: bytes) -> Callable[[memoryview], Awaitable[None]]:
+    """Receives `content` at once."""
+
+    async def receive(view: memoryview) -> None:
+        view[:] = content
+
+    return receive
+
+
+class Slow:
+    """Receives `content` when told to."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.go = trio.Event()
+
+    async def __call__(self, view: memoryview) -> None:
+        await self.go.wait()
+        view[:] = self.content

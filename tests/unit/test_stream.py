@@ -1,0 +1,177 @@
+"""The stream protocol between two ends in one process, over real sockets."""
+
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.stream.connection import Connection
+from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.types import Address
+
+SECRET = secrets.token_bytes(32)
+
+
+class Echo:
+    """A service that answers with what it was sent."""
+
+    def __init__(self) -> None:
+        self.methods: Methods = {"echo": self.echo, "fail": self.fail, "crash": self.crash, "hang": self.hang}
+        self.peers = 0
+
+    def greet(self, identity: dict[str, Any]) -> dict[str, Any]:
+        if identity.get("epoch") == 0:
+            raise AuthenticationFailed("epoch 0 is fenced")
+        return {"hello": identity.get("client")}
+
+    def welcome(self, peer: Peer) -> None:
+        self.peers += 1
+
+    def goodbye(self, peer: Peer) -> None:
+        self.peers -= 1
+
+    async def echo(self, peer: Peer, *arguments: Any) -> Answer:
+        payload = memoryview(bytearray(peer.payload_bytes))
+        await peer.receive_payload(payload)
+        return Answer(arguments, (payload,))
+
+    async def fail(self, peer: Peer, code: int) -> Answer:
+        raise FilesystemError(code, "as asked")
+
+    async def crash(self, peer: Peer) -> Answer:
+        raise RuntimeError("a bug")
+
+    async def hang(self, peer: Peer) -> Answer:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[Endpoint, Echo]]:
+    service = Echo()
+    async with trio.open_nursery() as nursery:
+        endpoint = Endpoint(Address("127.0.0.1", 0), SECRET, service)
+        nursery.start_soon(endpoint.serve)
+        yield endpoint, service
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def connected(**options: Any) -> AsyncIterator[Connection]:
+    async with serving() as (endpoint, _), trio.open_nursery() as nursery:
+        connection = await Connection.open(endpoint.address, SECRET, {"client": "me"}, **options)
+        await nursery.start(connection.run)
+        yield connection
+        nursery.cancel_scope.cancel()
+
+
+async def test_arguments_and_payload_come_back_as_they_went() -> None:
+    async with connected() as connection:
+        for size in (0, 1, 65_000, 65_536, 70_000, 5_000_000):
+            payload, into = secrets.token_bytes(size), memoryview(bytearray(size))
+            reply = connection.submit("echo", size, b"name\xff", None, payload=payload, into=into)
+            assert await reply.wait() == (size, b"name\xff", None)
+            assert reply.payload_bytes == size
+            assert into == payload
+
+
+async def test_a_header_larger_than_the_staging_buffer_arrives_whole() -> None:
+    async with connected() as connection:
+        assert await connection.call("echo", b"x" * 300_000) == (b"x" * 300_000,)
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with connected() as connection:
+        blobs = [secrets.token_bytes(300_000) for _ in range(40)]
+        buffers = [bytearray(300_000) for _ in blobs]
+        settled: list[int] = []
+        replies = [
+            connection.submit("echo", i, payload=blob, into=memoryview(buffers[i]), callback=lambda r: settled.append(r.number))
+            for i, blob in enumerate(blobs)
+        ]
+        for i, reply in enumerate(replies):
+            assert await reply.wait() == (i,)
+            assert buffers[i] == blobs[i]
+        assert settled == sorted(settled)
+
+
+async def test_an_errno_comes_back_and_the_connection_goes_on() -> None:
+    async with connected() as connection:
+        with pytest.raises(FilesystemError) as raised:
+            await connection.call("fail", 28, payload=b"not looked at")
+        assert raised.value.errno == 28
+        assert await connection.call("echo", 1) == (1,)
+
+
+@pytest.mark.expected_log
+async def test_a_bug_in_a_handler_is_eio_and_the_connection_goes_on() -> None:
+    async with connected() as connection:
+        for method in ("crash", "no such method"):
+            with pytest.raises(FilesystemError) as raised:
+                await connection.call(method)
+            assert raised.value.errno == 5
+        assert await connection.call("echo", 1) == (1,)
+
+
+async def test_the_greeting_reaches_the_client() -> None:
+    async with connected() as connection:
+        assert connection.greeting == {"hello": "me"}
+
+
+async def test_another_secret_gets_nothing() -> None:
+    async with serving() as (endpoint, service):
+        with pytest.raises(ConnectionLost):
+            await Connection.open(endpoint.address, secrets.token_bytes(32), {})
+        assert service.peers == 0
+
+
+async def test_a_refused_identity_hears_why() -> None:
+    async with serving() as (endpoint, _):
+        with pytest.raises(AuthenticationFailed, match="epoch 0 is fenced"):
+            await Connection.open(endpoint.address, SECRET, {"epoch": 0})
+
+
+async def test_a_stranger_sees_only_the_challenge() -> None:
+    async with serving() as (endpoint, service):
+        for words in (b"GET / HTTP/1.0\r\n\r\n", b"\0\0\0\4\0\0\0\0\x93\1\2\3", b"\xff" * 64, b"\0\0\0\1\0\0\0\0\xc1"):
+            stream = await trio.open_tcp_stream(*endpoint.address)
+            async with stream:
+                challenge = await stream.receive_some()
+                assert len(challenge) < 100
+                await stream.send_all(words)
+                try:
+                    assert await stream.receive_some() == b""
+                except trio.BrokenResourceError:  # reset, since our words were not all read
+                    pass
+        assert service.peers == 0
+
+
+async def test_what_is_pending_fails_when_the_server_goes() -> None:
+    async with trio.open_nursery() as nursery:
+        async with serving() as (endpoint, _):
+            connection = await Connection.open(endpoint.address, SECRET, {})
+            await nursery.start(connection.run)
+            reply = connection.submit("hang")
+        with pytest.raises(ConnectionLost):
+            await reply.wait()
+        with pytest.raises(ConnectionLost):
+            connection.submit("echo")
+        assert connection.lost
+
+
+async def test_an_overdue_reply_ends_the_connection() -> None:
+    async with connected(reply_timeout_s=0.1) as connection:
+        with pytest.raises(ConnectionLost, match="no reply within"):
+            await connection.call("hang")
+
+
+async def test_nobody_listening_is_connection_lost() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ConnectionLost, match="cannot connect"):
+        await Connection.open(Address("127.0.0.1", port), SECRET, {})

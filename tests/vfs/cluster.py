@@ -1,0 +1,125 @@
+"""A whole filesystem in one trio thread: the real inode table's server, real chunk servers and the real clients, over loopback.
+
+Only Ray's object store is played by a fake, and `tests/cluster` runs the same chunk server over the real one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from gridfs.chunk.client import ChunkClient
+from gridfs.chunk.server import ChunkService
+from gridfs.config import GIB, MIB
+from gridfs.meta.client import MetaClient
+from gridfs.meta.server import MetaService
+from gridfs.meta.store import Store
+from gridfs.stream.endpoint import Endpoint
+from gridfs.types import Address, Endpoints, NodeSample, PlacementMap, PlacementNode
+from gridfs.vfs.filesystem import Caller, Filesystem
+
+USER = Caller(1000, 1000)
+
+
+class FakeObjects:
+    """Objects in this process's memory; `full` plays a store without room."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.puts = 0
+
+    def put(self, content: memoryview) -> tuple[object, memoryview]:
+        """See `gridfs.chunk.objects.Objects`."""
+        if self.full:
+            raise MemoryError("as asked")
+        self.puts += 1
+        return object(), memoryview(bytes(content))
+
+
+@dataclass
+class Node:
+    """One chunk server of the cluster."""
+
+    name: str
+    service: ChunkService
+    objects: FakeObjects
+    endpoint: Endpoint
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def serve(self) -> None:
+        """Serve until the node is killed."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.service.run)
+                nursery.start_soon(self.endpoint.serve)
+
+
+class Cluster:
+    """An inode table and some chunk servers, with one mount attached at a time."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery, nodes: int, capacity_bytes: int) -> None:
+        self.secret = secrets.token_bytes(32)
+        self._nursery = nursery
+        self.meta = MetaService(Store(directory / "inodes.sqlite"))
+        self._meta_endpoint = Endpoint(Address("127.0.0.1", 0), self.secret, self.meta)
+        nursery.start_soon(self._meta_endpoint.serve)
+        self.nodes = [self._start_node(f"node{number}", capacity_bytes) for number in range(1, nodes + 1)]
+        self._epoch = 0
+        self.publish()
+
+    def _start_node(self, name: str, capacity_bytes: int) -> Node:
+        objects = FakeObjects()
+        service = ChunkService(capacity_bytes, objects, lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
+        node = Node(name, service, objects, Endpoint(Address("127.0.0.1", 0), self.secret, service))
+        self._nursery.start_soon(node.serve)
+        return node
+
+    def publish(self, lost: tuple[str, ...] = (), weights: dict[str, float] | None = None) -> None:
+        """Publish a placement map, as the scheduler does."""
+        self._epoch += 1
+        rows = []
+        for node in self.nodes:
+            level, weight = ("lost", 0.0) if node.name in lost else ("calm", (weights or {}).get(node.name, 1.0))
+            capacity, used, free = node.service.capacity_bytes, node.service.chunks.used_bytes, node.service.free_bytes
+            address, chunks = node.endpoint.address, len(node.service.chunks)
+            rows.append(PlacementNode(node.name, node.name, address, weight, capacity, used, free, chunks, level))
+        self.meta.publish(PlacementMap(self._epoch, tuple(rows)).pack())
+
+    @asynccontextmanager
+    async def mounted(self) -> AsyncIterator[Filesystem]:
+        """A filesystem attached to the cluster. Leaving the context is a crash: nothing is settled."""
+        async with trio.open_nursery() as nursery:
+            meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), "/mnt")
+            await nursery.start(meta.run)
+            chunks = ChunkClient(self.secret, meta.client_id, meta.epoch, lambda: meta.placement)
+            await nursery.start(chunks.run)
+            filesystem = Filesystem(meta, chunks)
+            await nursery.start(filesystem.run)
+            yield filesystem
+            nursery.cancel_scope.cancel()
+
+    def check(self) -> None:
+        """Assert every server's invariants."""
+        assert self.meta.table.check() == []
+        for node in self.nodes:
+            assert node.service.chunks.check() == []
+
+    @property
+    def used_bytes(self) -> int:
+        """What all chunks take."""
+        return sum(node.service.chunks.used_bytes for node in self.nodes)
+
+
+@asynccontextmanager
+async def running(directory: Path, nodes: int = 2, capacity_bytes: int = 256 * MIB) -> AsyncIterator[Cluster]:
+    """A cluster for the length of the context; its invariants are asserted at the end."""
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(directory, nursery, nodes, capacity_bytes)
+        yield cluster
+        cluster.check()
+        nursery.cancel_scope.cancel()
