@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ SETTLE_TIMEOUT_S = 90.0
 MOUNT_OPTIONS = frozenset(
     "ro,rw,dev,nodev,suid,nosuid,exec,noexec,atime,noatime,relatime,sync,dirsync,allow_other,allow_root".split(",")  # noqa: SIM905
 )
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""How mountinfo writes blanks and backslashes, proc(5)."""
 _PR_SET_IO_FLUSHER = 57  # linux/prctl.h
 _OOM_SCORE = -500
 """Killing the mount frees little and loses much; -1000 would make it immune, which no filesystem daemon should be."""
@@ -73,7 +76,7 @@ async def _attach(mountpoint: str, endpoints: Endpoints, nursery: trio.Nursery) 
     """Start the clients and the vfs in `nursery`, in the order in which they need each other."""
     meta = MetaClient(endpoints, mountpoint)
     await nursery.start(meta.run)
-    chunks = ChunkClient(endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement)
+    chunks = ChunkClient(endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
     await nursery.start(chunks.run)
     filesystem = Filesystem(meta, chunks)
     await nursery.start(filesystem.run)
@@ -116,7 +119,7 @@ def _raise_read_ahead(mountpoint: str) -> None:
     """Set the mount's read-ahead. Its device number comes from mountinfo: a stat would ask the daemon that is asking."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
-        if fields[4].encode().decode("unicode_escape") == mountpoint and " - fuse.gridfs " in line:
+        if _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]) == mountpoint and " - fuse.gridfs " in line:
             setting = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
             try:
                 setting.write_text(str(READ_AHEAD_KIB))

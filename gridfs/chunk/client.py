@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -110,8 +110,16 @@ class ChunkClient:
     `run` owns all connections and the drop task; nothing works before it has started.
     """
 
-    def __init__(self, secret: bytes, client_id: str, epoch: int, placement: Callable[[], PlacementMap]) -> None:
-        self._secret, self._placement = secret, placement
+    def __init__(
+        self,
+        secret: bytes,
+        client_id: str,
+        epoch: int,
+        placement: Callable[[], PlacementMap],
+        durable: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`placement` gives the newest map; `durable` returns once the inode table has all that has been said so far."""
+        self._secret, self._placement, self._durable = secret, placement, durable
         self._identity = {"role": "mount", "client": client_id, "epoch": epoch}
         self._links: dict[str, NodeLink] = {}
         self._nursery: trio.Nursery
@@ -181,11 +189,6 @@ class ChunkClient:
         """Cut the chunk to at most `length` bytes."""
         await self.link(server).call(WRITE, "truncate", *chunk_id, length)
 
-    async def seal(self, server: str, chunk_ids: list[ChunkId]) -> list[bool]:
-        """Ask for chunks to be sealed; tells which are."""
-        sealed: list[bool] = (await self.link(server).call(WRITE, "seal", chunk_ids)).result
-        return sealed
-
     # -- dropping ----------------------------------------------------------------------------------------------------
 
     async def drop(self, server: str, chunk_ids: list[ChunkId]) -> None:
@@ -197,7 +200,10 @@ class ChunkClient:
         await link.call(WRITE, "drop", chunk_ids)
 
     def drop_soon(self, server: str, chunk_id: ChunkId) -> None:
-        """Have a chunk forgotten in the background; bounded by the chunks there are."""
+        """Have a chunk forgotten in the background, once the inode table durably has no use for it.
+
+        Before that, a crash could bring the chunk's owner back. Bounded by the chunks there are.
+        """
         self._to_drop[server].append(chunk_id)
         self._drops_pending += 1
         self._dropping.set()
@@ -218,6 +224,7 @@ class ChunkClient:
             batch, self._to_drop = self._to_drop, defaultdict(list)
             for server, chunk_ids in batch.items():
                 try:
+                    await self._durable()
                     await self.drop(server, chunk_ids)
                 except FilesystemError as error:
                     log.warning("%d chunks on %s wait to be collected: %s", len(chunk_ids), server, error)
@@ -225,17 +232,34 @@ class ChunkClient:
             dropped, self._dropped = self._dropped, trio.Event()
             dropped.set()
 
-    async def collect(self, is_wanted: Callable[[ChunkId, str], bool]) -> int:
-        """Drop every chunk that no longer is wanted where it is; returns how many. For after a crash."""
+    async def collect(self, wanted_bytes: Callable[[ChunkId, str], int]) -> int:
+        """Cut every chunk to the bytes that are wanted of it where it is, and drop it if that is none; returns how many.
+
+        For after a crash. A server that cannot be reached is passed over; the others are not.
+        """
         count = 0
         for node in self.placement.nodes:
-            if not node.alive:
-                continue
-            link = self.link(node.server)
-            while page := (await link.call(WRITE, "inventory")).result:
-                unwanted = [ChunkId(i, n) for i, n, _ in page if not is_wanted(ChunkId(i, n), node.server)]
-                count += len(unwanted)
-                await self.drop(node.server, unwanted)
+            if node.alive:
+                try:
+                    count += await self._collect_from(node.server, wanted_bytes)
+                except FilesystemError as error:
+                    log.warning("chunks without an owner on %s are collected at the next mount: %s", node.host, error)
+        return count
+
+    async def _collect_from(self, server: str, wanted_bytes: Callable[[ChunkId, str], int]) -> int:
+        count = 0
+        while page := (await self.link(server).call(WRITE, "inventory")).result:
+            unwanted = []
+            for ino, index, length in page:
+                chunk_id = ChunkId(ino, index)
+                wanted = wanted_bytes(chunk_id, server)
+                if not wanted:
+                    unwanted.append(chunk_id)
+                elif length > wanted:
+                    await self.truncate(server, chunk_id, wanted)
+                    count += 1
+            await self.drop(server, unwanted)
+            count += len(unwanted)
         return count
 
     # -- space -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MAX_OPS = 50_000
 """Ops not yet acknowledged; beyond it `ready` makes producers wait."""
-BATCH_MAX_OPS = 2000
+BATCH_MAX_OPS, BATCH_MAX_BYTES = 2000, 1 << 20
 GATHER_S = 0.003
 """While nobody waits for durability, ops gather this long, so that the server writes fewer and larger transactions."""
 HEARTBEAT_S = 1.0
@@ -170,6 +170,7 @@ class MetaClient:
     async def _load(self, connection: Connection) -> None:
         while page := await connection.call("page"):
             load_page(self.table, page)
+        self.table.next_ino = connection.greeting["next_ino"]  # numbers of inodes that are gone are not used again
         self.placement = PlacementMap.unpack(await connection.call("placement"))
 
     async def _beat(self, connection: Connection) -> None:
@@ -177,7 +178,7 @@ class MetaClient:
         while True:
             await trio.sleep(HEARTBEAT_S)
             newest = PlacementMap.unpack(await connection.call("placement"))
-            if newest.epoch >= self.placement.epoch:  # a server that has just restarted knows none yet
+            if newest.epoch:  # a server that has just restarted knows none yet
                 self.placement = newest
 
     async def _carry(self, connection: Connection) -> None:
@@ -188,7 +189,7 @@ class MetaClient:
                 await self._more.wait()
             with trio.move_on_after(GATHER_S):
                 await self._urgent.wait()
-            batch = list(islice(self._queue, BATCH_MAX_OPS))
+            batch = self._batch()
             self.table.changes.clear()  # the replica has no store
             try:
                 self._acknowledge(await connection.call("apply", self._acked + 1, batch))
@@ -199,6 +200,16 @@ class MetaClient:
                 log.error("the inode table could not store %d ops, will try again: %s", len(batch), error.strerror)
                 await trio.sleep(HEARTBEAT_S)
         connection.close()
+
+    def _batch(self) -> list[Op]:
+        """The next ops to send; the last of them may pass BATCH_MAX_BYTES."""
+        batch, size = [], 0
+        for op in islice(self._queue, BATCH_MAX_OPS):
+            batch.append(op)
+            size += sum(len(part) for part in op if isinstance(part, bytes))
+            if size >= BATCH_MAX_BYTES:
+                break
+        return batch
 
     def _acknowledge(self, applied: int) -> None:
         while self._acked < applied:

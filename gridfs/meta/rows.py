@@ -14,8 +14,8 @@ import msgpack
 from gridfs.meta.inode import Inode
 from gridfs.meta.table import Table
 
-PAGE_ROWS = 5000
-"""Some 500 KiB a page: far below the limit of a header, far above the cost of a round trip."""
+PAGE_ROWS, PAGE_BYTES = 5000, 1 << 20
+"""A page ends at either: far below the limit of a frame even with the largest row, far above the cost of a round trip."""
 
 Page = tuple[str, list[Any]]
 """The kind of rows ("inodes", "names", "chunks") and the rows."""
@@ -34,8 +34,19 @@ def pages(table: Table) -> Iterator[Page]:
     chunks = ((ino, index, msgpack.packb(servers)) for ino, index, servers in table.directory)
     rows: Iterator[Any]
     for kind, rows in (("inodes", inodes), ("names", names), ("chunks", chunks)):
-        while page := list(islice(rows, PAGE_ROWS)):
+        while page := _page(rows):
             yield kind, page
+
+
+def _page(rows: Iterator[Any]) -> list[Any]:
+    """The next rows, the last of which may pass PAGE_BYTES."""
+    page, size = [], 0
+    for row in islice(rows, PAGE_ROWS):
+        page.append(row)
+        size += len(row) if isinstance(row, bytes) else sum(len(part) for part in row if isinstance(part, bytes))
+        if size >= PAGE_BYTES:
+            break
+    return page
 
 
 def load_page(table: Table, page: Page) -> None:

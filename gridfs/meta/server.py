@@ -86,7 +86,7 @@ class MetaService:
             if current and self._holds(current):
                 raise AuthenticationFailed("already mounted on {host} at {mountpoint}".format(**current.identity))
             self._begin_session(identity)
-        return {"epoch": self.epoch, "applied": self.applied}
+        return {"epoch": self.epoch, "applied": self.applied, "next_ino": self.table.next_ino}
 
     def _holds(self, session: Session) -> bool:
         """True while the session's mount is connected and talking."""

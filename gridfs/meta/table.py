@@ -33,6 +33,8 @@ XATTR_CREATE, XATTR_REPLACE = 1, 2  # linux/xattr.h
 _XATTR_LIST_MAX_BYTES = 64 << 10
 """XATTR_LIST_MAX of Linux: names that would not fit a listing are refused when they are set."""
 
+_XATTR_TOTAL_MAX_BYTES = 1 << 20
+"""Values of one inode together: an inode travels as one row, which must fit a frame many times over."""
 _XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 """xattr(7); who may use which is the kernel's to enforce."""
 
@@ -279,7 +281,7 @@ class Table:
     def set_xattr(self, now_ns: int, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
         """setxattr(2).
 
-        Raises EEXIST (CREATE), ENODATA (REPLACE), E2BIG (the value), ENOSPC (too many names), ERANGE (the name), and
+        Raises EEXIST (CREATE), ENODATA (REPLACE), E2BIG (the value), ENOSPC (too much in all), ERANGE (the name), and
         EOPNOTSUPP for a namespace that is not kept here.
         """
         inode = self.inode(ino)
@@ -297,6 +299,8 @@ class Table:
                 raise FilesystemError(errno.ENODATA)
             if sum(len(other) + 1 for other in (*xattrs, name)) > _XATTR_LIST_MAX_BYTES:
                 raise FilesystemError(errno.ENOSPC)
+        if sum(map(len, xattrs.values())) - len(xattrs.get(name, b"")) + len(value) > _XATTR_TOTAL_MAX_BYTES:
+            raise FilesystemError(errno.ENOSPC)
         inode.xattrs = {**xattrs, name: value}
         inode.ctime_ns = now_ns
         self.changes.inodes.add(ino)

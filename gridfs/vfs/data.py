@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -15,6 +15,7 @@ from gridfs.chunk.client import ChunkClient
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
+from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
 from gridfs.vfs.fetch import Fetcher
 from gridfs.vfs.handles import FileHandle, Handles
@@ -50,7 +51,7 @@ class Data:
         return self._handles.add_file(FileHandle(file, flags, reader))
 
     async def release(self, fh: int) -> None:
-        """The handle ends; what was written through it is settled first."""
+        """The handle ends; what was written through it is settled first. Never raises."""
         file = self._handles.file(fh).file
         await file.settle()
         if file.dirty and not self._meta.failure:
@@ -80,8 +81,8 @@ class Data:
         """close(2): after it what this handle wrote outlives the mount. Raises a write's late error, once per handle."""
         handle = self._handles.file(fh)
         if handle.wrote:
-            handle.wrote = False
             await self._make_safe(handle)
+            handle.wrote = False
 
     async def fsync(self, fh: int) -> None:
         """fsync(2): the file's bytes, size and names are safe. Raises as `flush`."""
@@ -99,28 +100,31 @@ class Data:
     # -- sizes -------------------------------------------------------------------------------------------------------
 
     async def truncate(self, ino: int, size: int) -> None:
-        """Set the size: chunks beyond it are dropped, then the table is told; a longer file ends in zeros.
+        """Set the size; a longer file ends in zeros. Raises EISDIR, EINVAL, EFBIG, EIO.
 
-        If it fails half way the size is still the old one, and what was cut already reads as zeros. Raises EISDIR, EINVAL, EIO.
+        The bytes that are cut go only once the table durably has the smaller size: a crash leaves the file as it was, or
+        cut, and nothing in between. What it leaves on the servers beyond that is collected by the next mount.
         """
         inode = self._meta.table.inode(ino)
         if not inode.is_regular:
             raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
-        file = self._handles.state_of(ino)
-        async with file.lock:
-            await file.settle()
-            if file.dirty:
-                file.commit()
-            if size < inode.size:
-                await self._cut(ino, size)
-            self._meta.apply(("change", self._clock_ns(), ino, None, None, None, size))
-            file.truncated(size)
+        with self._handles.using(ino) as file:
+            async with file.lock:
+                await file.settle()
+                if file.dirty:
+                    file.commit()
+                shrinks, chunks = size < inode.size, dict(self._meta.table.directory.chunks(ino))
+                self._meta.apply(("change", self._clock_ns(), ino, None, None, None, size))
+                file.truncated(size)
+                if shrinks and chunks:
+                    await self._meta.settle()
+                    await self._cut(ino, size, chunks)
 
-    async def _cut(self, ino: int, size: int) -> None:
-        """Take the bytes from `size` on away from the servers that hold them."""
+    async def _cut(self, ino: int, size: int, chunks: Mapping[int, Servers]) -> None:
+        """Take the bytes from `size` on away from the servers that held the file's `chunks`."""
         last, within = divmod(size, CHUNK_SIZE_BYTES)
         beyond: dict[str, list[ChunkId]] = defaultdict(list)
-        for index, servers in list(self._meta.table.directory.chunks(ino).items()):
+        for index, servers in chunks.items():
             for server in servers:
                 if index == last and within:
                     await self._chunks.truncate(server, ChunkId(ino, index), within)

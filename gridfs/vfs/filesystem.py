@@ -66,26 +66,27 @@ class Filesystem:
             self.data.start(nursery)
             for ino in list(self._meta.table.orphans):
                 self._reap_if_unused(ino)
-            nursery.start_soon(self._collect)
+            await self._collect()
             task_status.started()
             while True:
                 await trio.sleep(COMMIT_INTERVAL_S)
                 self.data.commit_all()
 
     async def _collect(self) -> None:
-        """Drop chunks that a crash has left without an owner."""
-        directory = self._meta.table.directory
+        """Drop chunks that a crash has left without an owner, and bytes beyond the sizes that the table knows.
 
-        def is_wanted(chunk_id: ChunkId, server: str) -> bool:
-            return server in directory.servers(chunk_id.ino, chunk_id.index)
+        Done before anything is served: such bytes would come back to light where a file grows.
+        """
+        table = self._meta.table
 
-        try:
-            count = await self._chunks.collect(is_wanted)
-        except FilesystemError as error:
-            log.warning("chunks without an owner are collected at the next mount: %s", error)
-        else:
-            if count:
-                log.info("collected %d chunks without an owner", count)
+        def wanted_bytes(chunk_id: ChunkId, server: str) -> int:
+            if server not in table.directory.servers(*chunk_id):
+                return 0
+            return min(max(0, table.inodes[chunk_id.ino].size - chunk_id.index * CHUNK_SIZE_BYTES), CHUNK_SIZE_BYTES)
+
+        count = await self._chunks.collect(wanted_bytes)
+        if count:
+            log.info("collected or cut %d chunks that a crash had left", count)
 
     async def _apply(self, op: Op) -> Any:
         await self._meta.ready()

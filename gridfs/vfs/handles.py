@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
@@ -25,11 +26,6 @@ class FileHandle:
         """Raise what background writes to the file failed with, once on this handle."""
         seen, self.errors_seen = self.errors_seen, self.file.error_count
         self.file.raise_error(seen)
-
-    @property
-    def appends(self) -> bool:
-        """True when every write goes to the end of the file."""
-        return bool(self.flags & os.O_APPEND)
 
 
 class DirectoryHandle:
@@ -71,6 +67,21 @@ class Handles:
         """The inode's `File`: the one its handles share, or a passing one if it has none."""
         return self.open_files.get(ino) or File(ino, self._meta)
 
+    @contextmanager
+    def using(self, ino: int) -> Iterator[File]:
+        """The inode's `File`, which stays the one that its handles share for as long as the context lasts."""
+        file = self.open_files.setdefault(ino, self.state_of(ino))
+        file.handles += 1
+        try:
+            yield file
+        finally:
+            self._let_go(file)
+
+    def _let_go(self, file: File) -> None:
+        file.handles -= 1
+        if not file.handles:
+            del self.open_files[file.ino]
+
     def add_file(self, handle: FileHandle) -> int:
         """Give the handle a number."""
         handle.file.handles += 1
@@ -83,9 +94,7 @@ class Handles:
         """The kernel has let go of the handle; its `File` goes with the last one."""
         handle = self._files.pop(fh)
         handle.reader.close()
-        handle.file.handles -= 1
-        if not handle.file.handles:
-            del self.open_files[handle.file.ino]
+        self._let_go(handle.file)
 
     def add_directory(self, ino: int) -> int:
         """A new handle of directory `ino`."""

@@ -96,7 +96,7 @@ class Cluster:
         async with trio.open_nursery() as nursery:
             meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), "/mnt")
             await nursery.start(meta.run)
-            chunks = ChunkClient(self.secret, meta.client_id, meta.epoch, lambda: meta.placement)
+            chunks = ChunkClient(self.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
             filesystem = Filesystem(meta, chunks)
             await nursery.start(filesystem.run)
