@@ -51,11 +51,11 @@ def cli(verbose: bool) -> None:
     """
     if verbose:
         os.environ["GRIDFS_LOG"] = "debug"
+    divert_native_output()  # first, because the log goes to the standard error that this leaves to us
     try:
         logs.start(os.environ.get("GRIDFS_LOG") or "warning")
     except ValueError:
         raise GridfsError(f"GRIDFS_LOG={os.environ['GRIDFS_LOG']} is no level: debug, info, warning or error") from None
-    divert_native_output()
 
 
 @cli.command()
@@ -103,6 +103,7 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     record = cluster.ClusterRecord.load()
     point = mounts.canonical(mountpoint)
     mounts.check_mountable(point)
+    mounts.check_alone(point)
     cluster.connect(record)
     try:
         endpoints = cluster.resolve()
@@ -113,7 +114,7 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     mounts.become_daemon(point, ",".join(options), foreground=foreground)
 
 
-@cli.command()
+@cli.command(short_help="Unmount MOUNTPOINT, once everything written is with the workers.")
 @click.argument("mountpoint", type=click.Path())
 def umount(mountpoint: str) -> None:
     """Unmount MOUNTPOINT, after everything written is with the workers; a dead mount is cleaned up.

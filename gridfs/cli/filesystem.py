@@ -69,6 +69,7 @@ def bring_up(plans: Sequence[NodePlan], say: Say) -> Endpoints:
 
     Raises GridfsError with the reason; after any failure nothing is left but logs.
     """
+    cluster.check_able()
     with _alone():
         _check_down()
         say(f"starting {len(plans)} Ray nodes")
@@ -85,10 +86,24 @@ def join(address: str, memory_bytes: int | None, say: Say) -> Endpoints:
         record = ClusterRecord(address=address, memory_bytes=memory_bytes, token_path=os.environ.get("RAY_AUTH_TOKEN_PATH"))
         cluster.connect(record)
         if cluster.find(cluster.INODE_TABLE) is not None:
-            raise GridfsError(f"the Ray cluster at {address} has a filesystem already, brought up by someone else")
+            raise GridfsError(f"the Ray cluster at {address} has a filesystem already: use it as the user who brought it up")
+        _check_workers(cluster.nodes(), memory_bytes)
         record.save()
         with _undone_on_failure(record):
             return _assemble(record, say)
+
+
+def _check_workers(nodes: Sequence[ClusterNode], memory_bytes: int | None) -> None:
+    """Raise GridfsError unless there are workers, with object stores for so much memory (None: whatever they have)."""
+    workers = [node for node in nodes if node.role == cluster.WORKER]
+    if not workers:
+        raise GridfsError("no node but the head is in that cluster, and the head holds no chunks: add workers with ray start")
+    least = min(workers, key=lambda node: node.object_store_bytes)
+    if memory_bytes is not None and cluster.store_bytes(memory_bytes) > least.object_store_bytes:
+        usable = config.format_size(least.object_store_bytes * memory_bytes // cluster.store_bytes(memory_bytes))
+        raise GridfsError(
+            f"the object store of {least.host} has room for {usable} of chunks: choose that or less with --memory"
+        )
 
 
 def take_down(say: Say, *, force: bool) -> None:
@@ -96,6 +111,7 @@ def take_down(say: Say, *, force: bool) -> None:
 
     Raises GridfsError if something is still mounted, unless `force` is given.
     """
+    ClusterRecord.load()  # before a home is made for the lock
     with _alone():
         record = ClusterRecord.load()
         known = mounts.known()
@@ -219,7 +235,12 @@ def _undone_on_failure(record: ClusterRecord) -> Iterator[None]:
 @contextmanager
 def _alone() -> Iterator[None]:
     """Only one process at a time brings this home's filesystem up or down."""
-    config.home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        config.home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise GridfsError(f"{config.home()} cannot be made ({error.strerror}): set GRIDFS_HOME to another folder") from None
     with (config.home() / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,6 +253,6 @@ def _check_down() -> None:
     if not cluster.record_path().exists():
         return
     record = ClusterRecord.load()
-    if record.local and not any(node.alive for node in record.nodes):
-        raise GridfsError("the nodes of an earlier filesystem have ended: run gridfs down to clean up, then gridfs up")
+    if record.headless or (record.local and not record.nodes):
+        raise GridfsError("the master of an earlier filesystem has died: run gridfs down to clean up, then gridfs up")
     raise GridfsError("already up: gridfs status shows it, gridfs down ends it")

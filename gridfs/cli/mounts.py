@@ -20,12 +20,14 @@ from typing import NoReturn
 from urllib.parse import quote, unquote
 
 from gridfs import config
-from gridfs.cluster import processes
+from gridfs.cluster import ClusterRecord, processes
 from gridfs.cluster.processes import Process
 from gridfs.errors import GridfsError
 from gridfs.types import Endpoints
 
 UNMOUNT_TIMEOUT_S = 60.0
+_FAREWELL_TIMEOUT_S = 2.0
+"""How long a daemon whose mount is taken away by force may take to end by itself."""
 _KILL_TIMEOUT_S = 5.0
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _USERS_MAX = 5
@@ -95,16 +97,25 @@ def check_mountable(mountpoint: str) -> None:
     if mount.mounted:
         if mount.state == "dead" and handoff_path(mountpoint).exists():
             raise GridfsError(f"the mount at {mountpoint} is dead: run gridfs umount {mountpoint}, then mount again")
+        if mount.state == "alive":
+            raise GridfsError(f"gridfs is mounted at {mountpoint} already: gridfs status shows it")
         kind = mountpoints()[mountpoint]
-        raise GridfsError(f"{mountpoint} has a file system of type {kind} mounted already: unmount it, or take another")
+        raise GridfsError(f"{mountpoint} has a file system of type {kind} mounted already: take another directory")
     if not os.path.exists(mountpoint):
         raise GridfsError(f"{mountpoint} does not exist: run mkdir -p {mountpoint} first")
     if not os.path.isdir(mountpoint):
         raise GridfsError(f"{mountpoint} is not a directory: a file system is mounted at a directory")
-    if not os.path.exists("/dev/fuse"):
-        raise GridfsError("there is no /dev/fuse: load the kernel module with modprobe fuse, or give the container the device")
+    _check_device()
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise GridfsError("mounting needs root, or fusermount3: install the Debian package fuse3")
+
+
+def check_alone(mountpoint: str) -> None:
+    """Raise GridfsError if this home's filesystem is mounted elsewhere: it can be mounted once at a time."""
+    for mount in known():
+        if mount.state == "alive" and mount.mountpoint != mountpoint:
+            other = mount.mountpoint
+            raise GridfsError(f"it is mounted at {other} already, and can be mounted once: run gridfs umount {other} first")
 
 
 def write_handoff(mountpoint: str, endpoints: Endpoints) -> Path:
@@ -138,7 +149,8 @@ def become_daemon(mountpoint: str, options: str, *, foreground: bool) -> NoRetur
 def unmount(mountpoint: str, timeout_s: float = UNMOUNT_TIMEOUT_S) -> str:
     """Unmount a canonical mountpoint and wait until its daemon has ended; returns a sentence that says what was done.
 
-    Raises GridfsError if it is in use, is no mount of this home, or if the daemon does not end in time.
+    A daemon whose filesystem is gone for good would wait for it in vain, so it is ended. Raises GridfsError if the
+    mountpoint is in use, is no mount of this home, or if the daemon does not end in time.
     """
     mount = look(mountpoint)
     if not handoff_path(mountpoint).exists() and not mountpoints().get(mountpoint, "").startswith("fuse.gridfs"):
@@ -151,6 +163,9 @@ def unmount(mountpoint: str, timeout_s: float = UNMOUNT_TIMEOUT_S) -> str:
         _forget(mountpoint)
         return f"the mount at {mountpoint} was dead; it is cleaned up, and can be mounted again"
     _umount(mountpoint, lazy=False)
+    if _in_vain():
+        abandon(look(mountpoint))
+        return f"{mountpoint} is unmounted; its filesystem had died, and what was not yet written is lost"
     if mount.daemon and processes.wait_gone([mount.daemon], timeout_s):
         raise GridfsError(
             f"{mountpoint} is unmounted, but its daemon (pid {mount.daemon.pid}) still writes after {timeout_s:.0f} s: "
@@ -165,7 +180,7 @@ def abandon(mount: Mount) -> None:
     if mount.mounted:
         _umount(mount.mountpoint, lazy=True)
     daemons = [mount.daemon] if mount.daemon else processes.mentioning(str(handoff_path(mount.mountpoint)))
-    left = processes.wait_gone(daemons, _KILL_TIMEOUT_S)
+    left = processes.wait_gone(daemons, _FAREWELL_TIMEOUT_S)
     processes.kill(left)
     processes.wait_gone(left, _KILL_TIMEOUT_S)
     _forget(mount.mountpoint)
@@ -175,7 +190,11 @@ def users(mountpoint: str) -> list[str]:
     """Up to five processes that hold something open below a mountpoint, as "name (pid)"."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and any(_below(target, mountpoint) for target in _held(entry)):
+        if (
+            entry.name.isdigit()
+            and int(entry.name) != os.getpid()
+            and any(_below(target, mountpoint) for target in _held(entry))
+        ):
             try:
                 found.append(f"{(entry / 'comm').read_text().strip()} ({entry.name})")
             except OSError:
@@ -199,6 +218,25 @@ def _daemon(mountpoint: str) -> Process | None:
     except (OSError, ValueError):
         return None
     return process if os.fsencode(handoff_path(mountpoint).name) in command_line else None
+
+
+def _check_device() -> None:
+    """Raise GridfsError unless the kernel's FUSE device can be opened, which a container may have forbidden."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise GridfsError("there is no /dev/fuse: run modprobe fuse, or start the container with --device /dev/fuse") from None
+    except OSError as error:
+        raise GridfsError(
+            f"/dev/fuse cannot be opened ({error.strerror}): run modprobe fuse, or allow the container the device"
+        ) from None
+
+
+def _in_vain() -> bool:
+    try:
+        return ClusterRecord.load().headless
+    except GridfsError:
+        return False
 
 
 def _umount(mountpoint: str, *, lazy: bool) -> None:

@@ -23,7 +23,7 @@ from gridfs.cluster.actors import (
     nodes,
     resolve,
 )
-from gridfs.cluster.local import kill_node, node_command, start_nodes, stop_nodes, store_bytes
+from gridfs.cluster.local import check_able, kill_node, node_command, start_nodes, stop_nodes, store_bytes
 from gridfs.cluster.record import (
     MASTER,
     RAY_ENVIRONMENT,
@@ -51,6 +51,7 @@ __all__ = [
     "Unreachable",
     "call",
     "call_each",
+    "check_able",
     "chunk_server_name",
     "connect",
     "create",

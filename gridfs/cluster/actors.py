@@ -25,6 +25,8 @@ from gridfs.cluster.record import MASTER, RAY_ENVIRONMENT, WORKER, ClusterRecord
 from gridfs.errors import GridfsError
 from gridfs.types import Address, Endpoints
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "gridfs"
 INODE_TABLE, SCHEDULER = "inode-table", "scheduler"
 HOST_LABEL, ROLE_LABEL = "gridfs-host", "gridfs-role"
@@ -75,6 +77,7 @@ def connect(record: ClusterRecord, timeout_s: float = CONNECT_TIMEOUT_S) -> None
     except OSError as error:
         raise Unreachable(f"Ray does not answer at {record.address} ({_reason(error)}): {_advice(record)}") from error
     _adopt(ray_environment(record))
+    log.debug("connecting to Ray at %s", record.address)
     try:
         _within(timeout_s, lambda: _init(record))
     except TimeoutError:
@@ -84,6 +87,7 @@ def connect(record: ClusterRecord, timeout_s: float = CONNECT_TIMEOUT_S) -> None
         ) from None
     except Exception as error:
         raise Unreachable(f"cannot join the Ray cluster at {record.address} ({_reason(error)})") from error
+    log.debug("connected")
 
 
 def disconnect() -> None:
@@ -165,6 +169,8 @@ def _result(future: concurrent.futures.Future[Any], method: str, timeout_s: floa
         raise Unreachable(f"{method} was not answered within {timeout_s:g} s") from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.ActorUnavailableError as error:
+        raise Unreachable(f"{method} was not answered: the actor is out of reach just now") from error
     except (ray.exceptions.ActorUnschedulableError, ray.exceptions.RayActorError) as error:
         raise ActorDied(f"{method} was not answered: the actor has died, or its node is gone") from error
 
@@ -277,6 +283,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _advice(record: ClusterRecord) -> str:
+    if record.headless:
+        return "its master has died, and the files with it; run gridfs down, then gridfs up"
     if record.local:
-        return "its master may have died; gridfs down ends what is left"
+        return "its master hangs; try again, or run gridfs down --force and gridfs up, which loses the files"
     return "check the address and that this machine is a node of that cluster"

@@ -52,7 +52,7 @@ def start_nodes(plans: Sequence[NodePlan]) -> ClusterRecord:
     If the master has a network namespace, this process has to be in it already, or it could not connect.
     Raises GridfsError with the reason if a node does not come up in time. After any failure nothing is left behind.
     """
-    _check_able()
+    check_able()
     master = plans[0]
     cluster = ClusterRecord(
         address=f"{master.ip}:{_free_port()}",
@@ -253,9 +253,10 @@ def _node_log(host: str) -> Path:
     return record.log_dir() / f"node-{host}.log"
 
 
-def _check_able() -> None:
+def check_able() -> None:
+    """Raise GridfsError unless this process may start local nodes, and finds the programs that this takes."""
     if os.geteuid() != 0:
-        raise GridfsError("local nodes run in namespaces of their own, which needs root: run gridfs up with sudo")
+        raise GridfsError("local nodes run in namespaces of their own, which needs root: run gridfs up as root")
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         raise GridfsError(f"{', '.join(missing)} not found: install the Debian packages util-linux and mount")

@@ -98,6 +98,11 @@ class ClusterRecord:
         return self.temp_dir is not None
 
     @property
+    def headless(self) -> bool:
+        """True if the master is one of our local nodes and has ended: nothing of the filesystem can be saved then."""
+        return any(node.role == MASTER and not node.alive for node in self.nodes)
+
+    @property
     def cluster(self) -> str:
         """A name of this cluster alone, for control groups."""
         return Path(self.temp_dir).name if self.temp_dir else ""
@@ -126,7 +131,9 @@ class ClusterRecord:
             nodes = tuple(LocalNode(**node) for node in packed.pop("nodes"))
             return ClusterRecord(**packed, nodes=nodes)
         except FileNotFoundError:
-            raise GridfsError(f"no filesystem here (nothing in {config.home()}): run gridfs up") from None
+            raise GridfsError(f"no filesystem is up here (there is no {record_path()}): run gridfs up") from None
+        except NotADirectoryError:
+            raise GridfsError(f"{config.home()} is not a folder: set GRIDFS_HOME to one") from None
         except PermissionError:
             raise GridfsError(f"{record_path()} belongs to another user: run this as that user, or as root") from None
         except (ValueError, TypeError, KeyError) as error:
