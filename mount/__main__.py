@@ -32,6 +32,7 @@ def main() -> None:
         run = _run_in_foreground if arguments.foreground else _run_in_background
         run(os.path.abspath(arguments.mountpoint), endpoints, options, arguments)
     except GridfsError as error:
+        arguments.handoff.unlink(missing_ok=True)  # it holds the secret, and nobody needs it any more
         sys.exit(f"gridfs: {error}")
 
 
@@ -57,7 +58,7 @@ def _run_in_background(mountpoint: str, endpoints: Endpoints, options: set[str],
         with os.fdopen(reading) as pipe:
             verdict = pipe.read()
         if verdict != "mounted":
-            raise GridfsError(verdict or "the mount daemon ended; its log tells why")
+            raise GridfsError(verdict or f"the mount daemon ended: see {_log_path(arguments)}")
         return
     os.close(reading)
     os.setsid()
@@ -68,7 +69,7 @@ def _run_in_background(mountpoint: str, endpoints: Endpoints, options: set[str],
     except GridfsError as error:
         verdict = str(error)
     except BaseException as error:
-        verdict = f"the mount daemon failed ({type(error).__name__}); its log tells why"
+        verdict = f"the mount daemon failed ({type(error).__name__}): see {_log_path(arguments)}"
         raise
     finally:
         if verdict:
@@ -85,8 +86,12 @@ def _tell(pipe: int, verdict: str) -> None:
         pass
 
 
+def _log_path(arguments: argparse.Namespace) -> Path:
+    return config.home() / "log" / f"mount-{arguments.handoff.stem}.log"
+
+
 def _redirect_to_log(arguments: argparse.Namespace) -> None:
-    path = config.home() / "log" / f"mount-{arguments.handoff.stem}.log"
+    path = _log_path(arguments)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -110,7 +115,15 @@ def _serve(mountpoint: str, endpoints: Endpoints, options: set[str], handoff: Pa
     except* GridfsError as errors:
         raise GridfsError(str(errors.exceptions[0])) from None
     finally:
-        pid_file.unlink(missing_ok=True)
+        if _read(pid_file) == f"{os.getpid()}\n":  # a later mount at the same place may have put its own there
+            pid_file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ READ_AHEAD_KIB = 1024
 _READ_AHEAD_TRIES, _READ_AHEAD_INTERVAL_S = 25, 0.2
 TASKS_MIN, TASKS_MAX = 8, 64
 """Requests handled at once. Each task keeps a receive buffer of 1 MiB, so a low minimum would free and fault them in again."""
-SETTLE_TIMEOUT_S = 90.0
+SETTLE_TIMEOUT_S = 50.0
+"""Shorter than the patience of 'gridfs umount' (60 s), which would otherwise give up before we can say what was lost."""
 MOUNT_OPTIONS = frozenset(
     "ro,rw,dev,nodev,suid,nosuid,exec,noexec,atime,noatime,relatime,sync,dirsync,allow_other,allow_root".split(",")  # noqa: SIM905
 )
