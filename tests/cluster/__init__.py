@@ -1,0 +1,1 @@
+"""Tests over real Ray nodes; the pytest process attaches as a mount does, without the kernel."""

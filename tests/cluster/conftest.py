@@ -1,0 +1,49 @@
+"""One cluster for all tests of this level."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+
+import pytest
+
+from gridfs import cluster
+from gridfs.cli import filesystem
+from gridfs.vfs.filesystem import Filesystem
+from tests.cluster.real import WORKERS, Real, plans, remove_all, until
+
+
+@pytest.fixture(scope="session")
+def cluster_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The nodes and the filesystem, in a home of their own; all is ended with the session."""
+    before = os.environ.get("GRIDFS_HOME")
+    os.environ["GRIDFS_HOME"] = str(tmp_path_factory.mktemp("home"))
+    try:
+        endpoints = filesystem.bring_up(plans(), lambda _: None)
+        try:
+            yield Real(endpoints)
+        finally:
+            filesystem.take_down(lambda _: None, force=True)
+            cluster.disconnect()
+    finally:
+        os.environ.pop("GRIDFS_HOME")
+        if before is not None:
+            os.environ["GRIDFS_HOME"] = before
+
+
+@pytest.fixture
+async def real(cluster_up: Real) -> Real:
+    """The cluster with all its chunk servers answering."""
+    for host in WORKERS:
+        await until(partial(cluster_up.alive, host))
+    return cluster_up
+
+
+@pytest.fixture
+async def mounted(real: Real) -> AsyncIterator[Filesystem]:
+    """The filesystem, attached; empty at the start and at the end."""
+    async with real.mounted() as filesystem:
+        await remove_all(filesystem)
+        yield filesystem
+        await remove_all(filesystem)

@@ -1,0 +1,141 @@
+"""A filesystem over real Ray nodes of this machine: a master and two workers, each worker with a memory limit of its own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import trio
+
+from gridfs import cluster
+from gridfs.chunk.client import ChunkClient
+from gridfs.cluster import ClusterRecord, LocalNode, NodePlan
+from gridfs.config import GIB, MIB
+from gridfs.meta.client import MetaClient
+from gridfs.meta.inode import ROOT_INO
+from gridfs.types import ChunkServerStatistics, Endpoints, PlacementMap, PlacementNode
+from gridfs.vfs.filesystem import Caller, Filesystem
+
+WORKERS = ("worker1", "worker2")
+CAPACITY_BYTES = 512 * MIB
+LIMIT_BYTES = 3 * GIB
+FILE = stat.S_IFREG | 0o644
+WAIT_S = 40.0
+USER = Caller(0, 0)
+
+
+def plans() -> list[NodePlan]:
+    """The nodes to start, on loopback addresses other than those of `gridfs up`."""
+    master = NodePlan("master", cluster.MASTER, "127.78.0.1", 0)
+    addresses = {host: f"127.78.0.{number}" for number, host in enumerate(WORKERS, 2)}
+    workers = (NodePlan(host, cluster.WORKER, ip, CAPACITY_BYTES, None, LIMIT_BYTES) for host, ip in addresses.items())
+    return [master, *workers]
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """The first true value of `condition`, asked ten times a second in a thread."""
+    with trio.fail_after(timeout_s):
+        while not (value := await trio.to_thread.run_sync(condition)):
+            await trio.sleep(0.1)
+        return value
+
+
+@dataclass(frozen=True)
+class Real:
+    """The running filesystem; this process is a driver of its Ray cluster."""
+
+    endpoints: Endpoints
+
+    @property
+    def record(self) -> ClusterRecord:
+        """What is kept about the nodes."""
+        return ClusterRecord.load()
+
+    def statistics(self) -> dict[str, Any]:
+        """What the inode table says."""
+        statistics: dict[str, Any] = cluster.call(cluster.find(cluster.INODE_TABLE), "statistics")
+        return statistics
+
+    def placement(self) -> PlacementMap:
+        """The newest map."""
+        return PlacementMap.unpack(self.statistics()["placement"])
+
+    def alive(self, host: str) -> PlacementNode | None:
+        """The host's chunk server in the newest map, if it answers."""
+        return next((node for node in self.placement().nodes if node.host == host and node.alive), None)
+
+    def chunk_server(self, host: str) -> ChunkServerStatistics:
+        """What a chunk server says of itself."""
+        return ChunkServerStatistics.unpack(cluster.call(cluster.find(cluster.chunk_server_name(host)), "statistics"))
+
+    def node(self, host: str) -> LocalNode:
+        """The node of that name."""
+        return self.record.node(host)
+
+    def actor_process(self, host: str, name: str) -> psutil.Process:
+        """The process of an actor of class `name` on that host."""
+        for process in psutil.Process(self.node(host).pid).children(recursive=True):
+            if process.cmdline()[:1] == [f"ray::{name}"]:
+                return process
+        raise AssertionError(f"no {name} on {host}")
+
+    @asynccontextmanager
+    async def mounted(self) -> AsyncIterator[Filesystem]:
+        """A filesystem attached as a mount is. Leaving the context is a crash: nothing is settled."""
+        async with trio.open_nursery() as nursery:
+            meta = MetaClient(self.endpoints, "/test")
+            await nursery.start(meta.run)
+            chunks = ChunkClient(self.endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
+            await nursery.start(chunks.run)
+            filesystem = Filesystem(meta, chunks)
+            await nursery.start(filesystem.run)
+            yield filesystem
+            nursery.cancel_scope.cancel()
+        await until(lambda: not self.statistics()["sessions"])
+
+
+async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:
+    """Make a file, write it in pieces, close it; returns its inode number."""
+    ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
+    fh = await filesystem.open(ino, os.O_RDWR)
+    try:
+        for at in range(0, len(content), MIB):
+            await filesystem.data.write(fh, at, content[at : at + MIB])
+        await filesystem.data.flush(fh)
+    finally:
+        await filesystem.release(fh)
+    return ino
+
+
+async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
+    """A file's content."""
+    attributes = filesystem.lookup(ROOT_INO, name)
+    filesystem.forget(attributes.ino, 1)
+    fh = await filesystem.open(attributes.ino, os.O_RDONLY)
+    try:
+        return b"".join([bytes(await filesystem.read(fh, at, MIB)) for at in range(0, attributes.size, MIB)])
+    finally:
+        await filesystem.release(fh)
+
+
+async def remove_all(filesystem: Filesystem) -> None:
+    """Empty the root directory, and wait until no chunk is left."""
+    fh = filesystem.opendir(ROOT_INO)
+    names = [name for _, name, _ in filesystem.names(fh, 0) if name not in (b".", b"..")]
+    filesystem.releasedir(fh)
+    for name in names:
+        ino = filesystem.lookup(ROOT_INO, name).ino
+        await filesystem.unlink(ROOT_INO, name)
+        filesystem.forget(ino, 1 << 30)
+    await filesystem.fsync_names()
+
+
+def mounted_weight(filesystem: Filesystem, host: str) -> float:
+    """The host's weight in the map that the mount works by."""
+    nodes = filesystem._meta.placement.nodes
+    return next((node.weight for node in nodes if node.host == host and node.alive), 0.0)

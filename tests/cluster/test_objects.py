@@ -1,0 +1,91 @@
+"""Chunks at rest are Ray objects in the memory of worker nodes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from typing import Any
+
+import pytest
+import ray
+import trio
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from gridfs import cluster
+from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.errors import FilesystemError
+from gridfs.meta.inode import ROOT_INO
+from gridfs.vfs.filesystem import Filesystem
+from tests.cluster.real import CAPACITY_BYTES, FILE, USER, WORKERS, Real, read_all, until, write_closed
+
+
+def read_on(node_id: str, refs: list[Any]) -> bytes:
+    """The object's bytes, as a task on that very node sees them; and it must be local there."""
+
+    def read(refs: list[Any]) -> bytes:
+        return bytes(memoryview(ray.get(refs[0])))
+
+    task: Any = ray.remote(read)
+    placed = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    content: bytes = ray.get(task.options(num_cpus=0, scheduling_strategy=placed).remote(refs), timeout=30)
+    return content
+
+
+async def test_a_chunk_is_read_through_ray_on_the_node_that_holds_it(real: Real, mounted: Filesystem) -> None:
+    content = random.Random(1).randbytes(3 * CHUNK_SIZE_BYTES + 777)
+    ino = await write_closed(mounted, b"file", content)
+    layout = mounted.layout(ino)
+    assert layout["chunks"] == 4
+    assert set(layout["nodes"]) <= set(WORKERS)
+    found = 0
+    for node in cluster.nodes():
+        handle = cluster.find(cluster.chunk_server_name(node.host))
+        if node.is_head:
+            assert handle is None
+            continue
+        for index in range(4):
+            try:
+                refs = await trio.to_thread.run_sync(cluster.call, handle, "refs", ino, index)
+            except FilesystemError as error:
+                assert error.errno == errno.ENOENT
+                continue
+            start = index * CHUNK_SIZE_BYTES
+            read = await trio.to_thread.run_sync(read_on, node.node_id, refs)
+            assert read == content[start : start + CHUNK_SIZE_BYTES]
+            found += 1
+    assert found == 4
+
+
+async def test_a_sealed_chunk_is_read_and_overwritten_like_any_other(real: Real, mounted: Filesystem) -> None:
+    content = bytearray(random.Random(2).randbytes(2 * MIB))
+    ino = await write_closed(mounted, b"file", bytes(content))
+    await until(lambda: all(server.sealed_chunks == server.chunks for server in map(real.chunk_server, WORKERS)))
+    assert await read_all(mounted, b"file") == content
+    fh = await mounted.open(ino, os.O_RDWR)
+    await mounted.data.write(fh, 1000, b"overwritten")
+    content[1000:1011] = b"overwritten"
+    await mounted.data.flush(fh)
+    await mounted.release(fh)
+    assert await read_all(mounted, b"file") == content
+
+
+async def test_full_workers_are_enospc_and_space_comes_back(real: Real, mounted: Filesystem) -> None:
+    ino = (await mounted.make(USER, ROOT_INO, b"big", FILE)).ino
+    fh = await mounted.open(ino, os.O_RDWR)
+    block, written = random.Random(3).randbytes(MIB), 0
+    with pytest.raises(FilesystemError) as caught:
+        for _ in range(4 * CAPACITY_BYTES // MIB):
+            written += await mounted.data.write(fh, written, block)
+    assert caught.value.errno == errno.ENOSPC
+    await mounted.data.flush(fh)
+    assert written > 1.8 * CAPACITY_BYTES
+    assert mounted.attributes(ino).size == written
+    for at in range(0, written, 64 * MIB):
+        assert bytes(await mounted.read(fh, at, MIB)) == (block if at + MIB <= written else block[: written - at])
+    await mounted.release(fh)
+    await mounted.unlink(ROOT_INO, b"big")
+    mounted.forget(ino, 1)
+    await until(lambda: not sum(real.chunk_server(host).used_bytes for host in WORKERS))
+    await write_closed(mounted, b"again", block * 64)
+    assert await read_all(mounted, b"again") == block * 64
