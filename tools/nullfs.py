@@ -211,7 +211,13 @@ def raise_read_ahead(mountpoint: Path, kib: int) -> None:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[4] == str(mountpoint):
-            Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb").write_text(str(kib))
+            setting = Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb")
+            try:
+                for _ in range(25):  # the kernel sets its own value once it has greeted us
+                    setting.write_text(str(kib))
+                    time.sleep(0.2)
+            except OSError:  # it is unmounted already
+                pass
             return
     raise SystemExit(f"{mountpoint} is not in /proc/self/mountinfo: it was not mounted")
 
