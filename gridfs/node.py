@@ -38,7 +38,7 @@ def sample(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) ->
     total, available = memory.total, memory.available
     for limit, free in _limits(proc, groups):
         total, available = min(total, limit), min(available, free)
-    return NodeSample(total, max(0, available), _stalled_share(proc))
+    return NodeSample(total, min(max(0, available), total), _stalled_share(proc))
 
 
 def _limits(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:

@@ -55,5 +55,5 @@ def _node(server: ServerView, all_hot: bool) -> PlacementNode:
 def _weight(server: ServerView, all_hot: bool) -> float:
     if not server.answers or (server.level is Level.HOT and not all_hot):
         return 0.0
-    calmness = 1 - score(server.statistics.sample)
+    calmness = 1.0 if all_hot else 1 - score(server.statistics.sample)
     return max(server.statistics.free_bytes / 2**30 * calmness**_CALMNESS_EXPONENT, _WEIGHT_MIN)
