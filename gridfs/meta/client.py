@@ -34,6 +34,8 @@ HEARTBEAT_S = 1.0
 RETRY_S = 0.2
 SETTLE_TIMEOUT_S = 60.0
 REPLY_TIMEOUT_S = 10.0
+PLACEMENT_TIMEOUT_S = 10.0
+"""How long an attaching mount waits for the first map; the scheduler publishes every second, and restarts within a few."""
 
 
 class MetaClient:
@@ -171,7 +173,24 @@ class MetaClient:
         while page := await connection.call("page"):
             load_page(self.table, page)
         self.table.next_ino = connection.greeting["next_ino"]  # numbers of inodes that are gone are not used again
-        self.placement = PlacementMap.unpack(await connection.call("placement"))
+        self.placement = await self._first_placement(connection)
+
+    async def _first_placement(self, connection: Connection) -> PlacementMap:
+        """The newest map; a server that has just restarted knows none until the scheduler's next cycle, which is waited for.
+
+        Without a map every chunk would look lost, and what a crash has left could not be collected before it is served.
+        """
+        with trio.move_on_after(PLACEMENT_TIMEOUT_S):
+            while True:
+                newest = PlacementMap.unpack(await connection.call("placement"))
+                if newest.epoch:
+                    return newest
+                await trio.sleep(RETRY_S)
+        log.warning(
+            "nobody has said where the chunks are for %.0f s: files cannot be read until the scheduler is back",
+            PLACEMENT_TIMEOUT_S,
+        )
+        return NO_PLACEMENT
 
     async def _beat(self, connection: Connection) -> None:
         """Say that we live, and hear where chunks may go."""

@@ -40,6 +40,8 @@ class Session:
     started_s: float
     heard_s: float
     peer: Peer | None = None
+    ended: bool = True
+    """False from its first connection until the last one has ended before the eyes of this server, or of the one before."""
     snapshot: Iterator[Page] = field(default_factory=lambda: iter(()))
 
 
@@ -61,14 +63,15 @@ class MetaService:
         self.placement: dict[str, Any] = NO_PLACEMENT.pack()
         self.session: Session | None = None
         if identity := store.fact("session"):
-            self.session = Session(identity, monotonic(), monotonic())
+            self.session = Session(identity, monotonic(), monotonic(), ended=store.fact("ended", True))
         self._save()
         self.methods: Methods = {"page": self.page, "apply": self.apply, "placement": self.get_placement}
 
     def _save(self) -> None:
         """Make what has been applied durable. After a failure nothing is forgotten: the next save includes it."""
         identity = self.session.identity if self.session else None
-        facts = {"epoch": self.epoch, "applied": self.applied, "session": identity}
+        ended = self.session is None or self.session.ended
+        facts = {"epoch": self.epoch, "applied": self.applied, "session": identity, "ended": ended}
         self._store.save(self.table, self.table.changes, facts)
         self.table.changes.clear()
 
@@ -89,8 +92,8 @@ class MetaService:
         return {"epoch": self.epoch, "applied": self.applied, "next_ino": self.table.next_ino}
 
     def _holds(self, session: Session) -> bool:
-        """True while the session's mount is connected and talking."""
-        return session.peer is not None and self._monotonic() - session.heard_s < LEASE_S
+        """True while the session's mount is connected and talking, or may not yet know that this server has restarted."""
+        return not session.ended and self._monotonic() - session.heard_s < LEASE_S
 
     def _begin_session(self, identity: Identity) -> None:
         if self.session and self.session.peer:
@@ -109,14 +112,16 @@ class MetaService:
             return
         if session.peer is not None:
             session.peer.disconnect()
-        session.peer, session.heard_s = peer, self._monotonic()
+        session.peer, session.heard_s, session.ended = peer, self._monotonic(), False
         session.snapshot = pages(self.table)
+        self._save()
 
     def goodbye(self, peer: Peer) -> None:
         """The connection ended; the session stays until another mount takes it."""
         if self.session and self.session.peer is peer:
-            self.session.peer = None
+            self.session.peer, self.session.ended = None, True
             log.info("epoch %d: the mount's connection ended", self.epoch)
+            self._save()
 
     def _session(self, peer: Peer) -> Session:
         """The session, if it is this connection's. Raises ESTALE."""

@@ -11,7 +11,7 @@ import pytest
 from gridfs import cluster
 from gridfs.cli import filesystem
 from gridfs.vfs.filesystem import Filesystem
-from tests.cluster.real import WORKERS, Real, plans, remove_all, until
+from tests.cluster.real import WORKERS, Real, attempt, plans, remove_all, until
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +34,9 @@ def cluster_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 
 @pytest.fixture
 async def real(cluster_up: Real) -> Real:
-    """The cluster with all its chunk servers answering."""
+    """The cluster with all its chunk servers answering; a test before may have ended some."""
     for host in WORKERS:
-        await until(partial(cluster_up.alive, host))
+        await until(partial(attempt, partial(cluster_up.ready, host)))
     return cluster_up
 
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from gridfs.cluster import ClusterRecord, LocalNode, NodePlan
 from gridfs.config import GIB, MIB
 from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import ROOT_INO
-from gridfs.types import ChunkServerStatistics, Endpoints, PlacementMap, PlacementNode
+from gridfs.types import Address, ChunkServerStatistics, Endpoints, PlacementMap, PlacementNode
 from gridfs.vfs.filesystem import Caller, Filesystem
 
 WORKERS = ("worker1", "worker2")
@@ -45,6 +46,14 @@ async def until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
         return value
 
 
+def attempt(ask: Callable[[], Any]) -> Any:
+    """What it returns, None while the server does not answer."""
+    try:
+        return ask()
+    except cluster.Unreachable:
+        return None
+
+
 @dataclass(frozen=True)
 class Real:
     """The running filesystem; this process is a driver of its Ray cluster."""
@@ -69,6 +78,11 @@ class Real:
         """The host's chunk server in the newest map, if it answers."""
         return next((node for node in self.placement().nodes if node.host == host and node.alive), None)
 
+    def ready(self, host: str) -> bool:
+        """True when the host's chunk server answers, and is the one that the newest map tells of."""
+        node, handle = self.alive(host), cluster.find(cluster.chunk_server_name(host))
+        return bool(node and handle and node.server == cluster.call(handle, "statistics")["server"])
+
     def chunk_server(self, host: str) -> ChunkServerStatistics:
         """What a chunk server says of itself."""
         return ChunkServerStatistics.unpack(cluster.call(cluster.find(cluster.chunk_server_name(host)), "statistics"))
@@ -79,16 +93,33 @@ class Real:
 
     def actor_process(self, host: str, name: str) -> psutil.Process:
         """The process of an actor of class `name` on that host."""
-        for process in psutil.Process(self.node(host).pid).children(recursive=True):
-            if process.cmdline()[:1] == [f"ray::{name}"]:
-                return process
-        raise AssertionError(f"no {name} on {host}")
+        processes = self.actor_processes(host, name)
+        assert processes, f"no {name} on {host}"
+        return processes[0]
+
+    def actor_processes(self, host: str, name: str) -> list[psutil.Process]:
+        """The processes of actors of class `name` on that host."""
+        return [process for process in self.processes(host) if _command(process)[:1] == [f"ray::{name}"]]
+
+    def processes(self, host: str) -> list[psutil.Process]:
+        """All processes of that host."""
+        first = psutil.Process(self.node(host).pid)
+        return [first, *first.children(recursive=True)]
+
+    def shared_memory_bytes(self, host: str) -> int:
+        """What is in the host's own /dev/shm, where Ray keeps objects."""
+        told = os.statvfs(Path("/proc", str(self.node(host).pid), "root", "dev", "shm"))
+        return (told.f_blocks - told.f_bfree) * told.f_frsize
 
     @asynccontextmanager
-    async def mounted(self) -> AsyncIterator[Filesystem]:
-        """A filesystem attached as a mount is. Leaving the context is a crash: nothing is settled."""
+    async def mounted(self, inode_table: Address | None = None) -> AsyncIterator[Filesystem]:
+        """A filesystem attached as a mount is. Leaving the context is a crash: nothing is settled.
+
+        `inode_table` says by which way that server is reached, if not directly.
+        """
+        endpoints = Endpoints(inode_table or self.endpoints.inode_table, self.endpoints.secret)
         async with trio.open_nursery() as nursery:
-            meta = MetaClient(self.endpoints, "/test")
+            meta = MetaClient(endpoints, "/test")
             await nursery.start(meta.run)
             chunks = ChunkClient(self.endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
@@ -97,6 +128,14 @@ class Real:
             yield filesystem
             nursery.cancel_scope.cancel()
         await until(lambda: not self.statistics()["sessions"])
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; empty once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:

@@ -57,6 +57,18 @@ async def test_a_chunk_is_read_through_ray_on_the_node_that_holds_it(real: Real,
     assert found == 4
 
 
+async def test_the_bytes_are_in_the_workers_object_stores_and_not_in_the_master_s(real: Real, mounted: Filesystem) -> None:
+    """Written and read by way of the master's address, they never become an object there."""
+    before = real.shared_memory_bytes("master")
+    content = random.Random(6).randbytes(16 * CHUNK_SIZE_BYTES)
+    ino = await write_closed(mounted, b"file", content)
+    await until(lambda: all(server.sealed_chunks == server.chunks for server in map(real.chunk_server, WORKERS)))
+    assert await read_all(mounted, b"file") == content
+    for host, chunks in mounted.layout(ino)["nodes"].items():
+        assert real.shared_memory_bytes(host) >= chunks * CHUNK_SIZE_BYTES
+    assert real.shared_memory_bytes("master") - before < MIB
+
+
 async def test_a_sealed_chunk_is_read_and_overwritten_like_any_other(real: Real, mounted: Filesystem) -> None:
     content = bytearray(random.Random(2).randbytes(2 * MIB))
     ino = await write_closed(mounted, b"file", bytes(content))
