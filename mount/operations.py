@@ -17,11 +17,10 @@ from gridfs.errors import FilesystemError
 from gridfs.vfs.attributes import Attributes
 from gridfs.vfs.filesystem import Caller, Filesystem
 from mount import control
+from mount.kernel import KEEP_BRIEFLY_S, KEEP_S
 
 log = logging.getLogger(__name__)
 
-CACHE_TIMEOUT_S = 300.0
-"""How long the kernel may keep names and attributes. This mount is the only writer, so nothing changes behind its back."""
 BLOCK_BYTES = 4096
 _STAT_BLOCK_BYTES = 512  # what st_blocks counts in, stat(2)
 _FREE_INODES = 1 << 32
@@ -67,11 +66,11 @@ class Operations(pyfuse3.Operations):
     @answers_errno
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         try:
-            return _entry(self._filesystem.lookup(parent, name))
+            return self._entry(await self._filesystem.lookup(parent, name))
         except FilesystemError as error:
             if error.errno != errno.ENOENT:
                 raise
-            return _negative_entry()
+            return self._negative_entry()
 
     @answers_errno
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -82,24 +81,24 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return _entry(await self._filesystem.make(_caller(ctx), parent, name, mode, rdev))
+        return self._entry(await self._filesystem.make(_caller(ctx), parent, name, mode, rdev))
 
     @answers_errno
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return _entry(await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFDIR | stat.S_IMODE(mode)))
+        return self._entry(await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFDIR | stat.S_IMODE(mode)))
 
     @answers_errno
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         mode = stat.S_IFLNK | 0o777
-        return _entry(await self._filesystem.make(_caller(ctx), parent, name, mode, target=bytes(target)))
+        return self._entry(await self._filesystem.make(_caller(ctx), parent, name, mode, target=bytes(target)))
 
     @answers_errno
     async def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return self._filesystem.readlink(ino)
+        return await self._filesystem.readlink(ino)
 
     @answers_errno
     async def link(self, ino: int, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return _entry(await self._filesystem.link(ino, parent, name))
+        return self._entry(await self._filesystem.link(ino, parent, name))
 
     @answers_errno
     async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -119,12 +118,13 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
-        return self._filesystem.opendir(ino)
+        return await self._filesystem.opendir(ino)
 
     @answers_errno
     async def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        await self._filesystem.ready()
         for position, name, attributes in self._filesystem.names(fh, start):
-            if not pyfuse3.readdir_reply(token, name, _entry(attributes), position):
+            if not pyfuse3.readdir_reply(token, name, self._entry(attributes), position):
                 break
             if name not in (b".", b".."):  # these two the kernel does not count
                 self._filesystem.hold(attributes.ino)
@@ -141,7 +141,7 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def getattr(self, ino: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return _entry(self._filesystem.attributes(ino))
+        return self._entry(await self._filesystem.attributes(ino))
 
     @answers_errno
     async def setattr(
@@ -153,7 +153,7 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         changes = {name: getattr(attr, f"st_{name}") for name in _CHANGES if getattr(fields, _CHANGES[name])}
-        return _entry(await self._filesystem.change(ino, **changes))
+        return self._entry(await self._filesystem.change(ino, **changes))
 
     @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -168,8 +168,9 @@ class Operations(pyfuse3.Operations):
     @answers_errno
     async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if control.is_control(name):
+            await self._filesystem.ready()
             return control.get(self._filesystem, ino, name)
-        return self._filesystem.get_xattr(ino, name)
+        return await self._filesystem.get_xattr(ino, name)
 
     @answers_errno
     async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -179,7 +180,7 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return self._filesystem.list_xattrs(ino)
+        return await self._filesystem.list_xattrs(ino)
 
     @answers_errno
     async def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -191,14 +192,15 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return _opened(await self._filesystem.open(ino, flags))
+        return self._opened(ino, await self._filesystem.open(ino, flags))
 
     @answers_errno
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         attributes = await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFREG | stat.S_IMODE(mode))
-        return _opened(await self._filesystem.open(attributes.ino, flags & ~os.O_TRUNC)), _entry(attributes)
+        fh = await self._filesystem.open(attributes.ino, flags & ~os.O_TRUNC)
+        return self._opened(attributes.ino, fh), self._entry(attributes)
 
     @answers_errno
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -220,6 +222,40 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         await self._filesystem.release(fh)
 
+    # -- what the kernel is told -------------------------------------------------------------------------------------
+
+    def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
+        """The attributes, and how long they may be kept."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = attributes.ino
+        if self._filesystem.alone:
+            entry.attr_timeout = KEEP_S
+            entry.entry_timeout = KEEP_BRIEFLY_S if stat.S_ISDIR(attributes.mode) else KEEP_S
+        else:
+            entry.attr_timeout = entry.entry_timeout = 0.0
+        entry.st_mode = attributes.mode
+        entry.st_nlink = attributes.nlink
+        entry.st_uid, entry.st_gid = attributes.uid, attributes.gid
+        entry.st_rdev = attributes.rdev
+        entry.st_size = attributes.size
+        entry.st_blksize = BLOCK_BYTES
+        entry.st_blocks = -(-attributes.allocated_bytes // _STAT_BLOCK_BYTES)
+        entry.st_atime_ns = attributes.atime_ns
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.ctime_ns
+        return entry
+
+    def _negative_entry(self) -> pyfuse3.EntryAttributes:
+        """Tells the kernel that there is no such name, and that it may remember so."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = KEEP_BRIEFLY_S if self._filesystem.alone else 0.0
+        return entry
+
+    def _opened(self, ino: int, fh: int) -> pyfuse3.FileInfo:
+        """Cached pages stay valid from open to open, unless the file has been changed elsewhere."""
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._filesystem.is_as_told(ino))
+
 
 _CHANGES = {
     "mode": "update_mode",
@@ -234,33 +270,3 @@ _CHANGES = {
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid)
-
-
-def _opened(fh: int) -> pyfuse3.FileInfo:
-    """Cached pages stay valid from open to open: nobody else writes."""
-    return pyfuse3.FileInfo(fh=fh, keep_cache=True)
-
-
-def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = attributes.ino
-    entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-    entry.st_mode = attributes.mode
-    entry.st_nlink = attributes.nlink
-    entry.st_uid, entry.st_gid = attributes.uid, attributes.gid
-    entry.st_rdev = attributes.rdev
-    entry.st_size = attributes.size
-    entry.st_blksize = BLOCK_BYTES
-    entry.st_blocks = -(-attributes.allocated_bytes // _STAT_BLOCK_BYTES)
-    entry.st_atime_ns = attributes.atime_ns
-    entry.st_mtime_ns = attributes.mtime_ns
-    entry.st_ctime_ns = attributes.ctime_ns
-    return entry
-
-
-def _negative_entry() -> pyfuse3.EntryAttributes:
-    """Tells the kernel that there is no such name, and that it may remember so."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = 0
-    entry.entry_timeout = CACHE_TIMEOUT_S
-    return entry

@@ -19,6 +19,7 @@ from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError,
 from gridfs.meta.client import MetaClient
 from gridfs.types import Endpoints
 from gridfs.vfs.filesystem import Filesystem
+from mount.kernel import KernelCache
 from mount.operations import Operations
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ async def _attach(mountpoint: str, endpoints: Endpoints, nursery: trio.Nursery) 
     """Start the clients and the vfs in `nursery`, in the order in which they need each other."""
     meta = MetaClient(endpoints, mountpoint)
     await nursery.start(meta.run)
-    chunks = ChunkClient(endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
+    chunks = ChunkClient(endpoints.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
     await nursery.start(chunks.run)
     filesystem = Filesystem(meta, chunks)
     await nursery.start(filesystem.run)
@@ -93,6 +94,7 @@ def _mount(filesystem: Filesystem, mountpoint: str, options: set[str]) -> None:
         fuse_options.add("allow_other")
     try:
         pyfuse3.init(Operations(filesystem), mountpoint, fuse_options)
+        filesystem.kernel = KernelCache()
     except RuntimeError as error:
         raise GridfsError(f"cannot mount on {mountpoint} ({error}); is /dev/fuse there, and are you root?") from error
 
@@ -101,7 +103,7 @@ async def _detach(filesystem: Filesystem) -> None:
     """Make everything durable, then let the mountpoint go; what could not be made durable is logged."""
     with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_TIMEOUT_S) as scope:
         try:
-            await filesystem.data.settle_all()
+            await filesystem.end()
         except FilesystemError as error:
             log.error("unmounted with changes that could not be made durable: %s", error)
     if scope.cancelled_caught:

@@ -35,7 +35,9 @@ class NodeLink:
     is what is left of the space granted on the write stream; it is gone when that stream is.
     """
 
-    def __init__(self, node: PlacementNode, secret: bytes, identity: dict[str, Any], nursery: trio.Nursery) -> None:
+    def __init__(
+        self, node: PlacementNode, secret: bytes, identity: Callable[[], dict[str, Any]], nursery: trio.Nursery
+    ) -> None:
         self.node, self._secret, self._identity, self._nursery = node, secret, identity, nursery
         self._connections: dict[str, Connection] = {}
         self._locks: dict[str, trio.Lock] = defaultdict(trio.Lock)
@@ -57,7 +59,7 @@ class NodeLink:
             if connection:
                 return connection
             try:
-                connection = await Connection.open(self.node.address, self._secret, {**self._identity, "stream": kind})
+                connection = await Connection.open(self.node.address, self._secret, {**self._identity(), "stream": kind})
             except ConnectionLost as error:
                 raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {error}") from error
             if kind == WRITE:
@@ -113,14 +115,15 @@ class ChunkClient:
     def __init__(
         self,
         secret: bytes,
-        client_id: str,
-        epoch: int,
+        identity: Callable[[], dict[str, Any]],
         placement: Callable[[], PlacementMap],
         durable: Callable[[], Awaitable[None]],
     ) -> None:
-        """`placement` gives the newest map; `durable` returns once the inode table has all that has been said so far."""
+        """`identity` is the session's at present; `placement` gives the newest map; `durable` returns once the inode table has
+        all that has been said so far.
+        """
         self._secret, self._placement, self._durable = secret, placement, durable
-        self._identity = {"role": "mount", "client": client_id, "epoch": epoch}
+        self._identity = identity
         self._links: dict[str, NodeLink] = {}
         self._nursery: trio.Nursery
         self._to_drop: dict[str, list[ChunkId]] = defaultdict(list)

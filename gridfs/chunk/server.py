@@ -59,7 +59,7 @@ class ChunkService:
         self._grants: dict[Peer, int] = defaultdict(int)
         self._peers: set[Peer] = set()
         self._inventories: dict[Peer, Iterator[Any]] = {}
-        self._epoch = 0
+        self._fenced_epoch, self._live_epochs = 0, frozenset[int]()
         self._full_in, self._full_out = trio.open_memory_channel[ChunkId](SEALS_WAITING_MAX)
         self.methods: Methods = {
             "grant": self.grant,
@@ -76,19 +76,31 @@ class ChunkService:
     # -- clients -----------------------------------------------------------------------------------------------------
 
     def greet(self, identity: Identity) -> Identity:
-        """Accept a client of the newest epoch; one of an older epoch is fenced, and one of a newer fences all before it."""
-        epoch = identity.get("epoch", 0)
-        if epoch < self._epoch:
-            raise AuthenticationFailed(f"fenced: epoch {epoch} is over, it is {self._epoch} now")
-        if epoch > self._epoch:
-            self._epoch = epoch
-            for peer in self._peers:
-                peer.disconnect()
+        """Accept a client whose session is not over. The inode table says which are, and those are disconnected at once."""
+        if identity.get("role") == "table":
+            self._fence(identity["epoch"], frozenset(identity["live"]))
+        elif self._is_fenced(identity):
+            raise AuthenticationFailed(f"fenced: the session of epoch {identity.get('epoch')} is over")
         return {}
 
+    def _fence(self, epoch: int, live: frozenset[int]) -> None:
+        """Of the sessions up to `epoch` only those in `live` go on; what an older fence says is passed over."""
+        if epoch < self._fenced_epoch:
+            return
+        self._fenced_epoch, self._live_epochs = epoch, live
+        for peer in self._peers:
+            if self._is_fenced(peer.identity):
+                peer.disconnect()
+
+    def _is_fenced(self, identity: Identity) -> bool:
+        epoch = identity.get("epoch", 0)
+        return identity.get("role") != "table" and epoch <= self._fenced_epoch and epoch not in self._live_epochs
+
     def welcome(self, peer: Peer) -> None:
-        """Count the connection in."""
+        """Count the connection in, unless it has been fenced since it was greeted."""
         self._peers.add(peer)
+        if self._is_fenced(peer.identity):
+            peer.disconnect()
 
     def goodbye(self, peer: Peer) -> None:
         """Take back what the connection was granted."""

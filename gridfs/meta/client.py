@@ -1,7 +1,7 @@
-"""The mount's end of the metadata: a replica of the inode table, and the uplink that carries its ops to the server.
+"""The mount's end of the metadata: a replica of the inode table, and the right to use it.
 
-The mount holds the only session that may write, so its replica is always as new as the table: an op is applied here, answered
-from here, and sent on in the background. `settle` waits until the server has made everything durable.
+While the mount holds the write lease, an op is applied to the replica, answered from it, and sent on in the background. While
+it shares, ops are executed by the server, and the replica follows. While it is dark, it asks to share before it is read.
 """
 
 from __future__ import annotations
@@ -11,103 +11,184 @@ import logging
 import os
 import socket
 import uuid
-from collections import deque
-from itertools import islice
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 import trio
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
-from gridfs.meta.rows import load_page
+from gridfs.meta.inode import Inode
+from gridfs.meta.lease import DARK, LEASE, SHARED
+from gridfs.meta.rows import Page, apply_rows, load_page
 from gridfs.meta.table import Op, Table
+from gridfs.meta.uplink import Batch, Call, Uplink
 from gridfs.stream.connection import Connection
 from gridfs.types import NO_PLACEMENT, Endpoints, PlacementMap
 
 log = logging.getLogger(__name__)
 
 QUEUE_MAX_OPS = 50_000
-"""Ops not yet acknowledged; beyond it `ready` makes producers wait."""
-BATCH_MAX_OPS, BATCH_MAX_BYTES = 2000, 1 << 20
+"""Ops not yet durable at the server; beyond it producers wait."""
 GATHER_S = 0.003
-"""While nobody waits for durability, ops gather this long, so that the server writes fewer and larger transactions."""
+"""While nobody waits for the server, ops gather this long, so that it applies fewer and larger batches."""
 HEARTBEAT_S = 1.0
 RETRY_S = 0.2
 SETTLE_TIMEOUT_S = 60.0
-REPLY_TIMEOUT_S = 10.0
+OPS_TIMEOUT_S, NEWS_TIMEOUT_S = 40.0, 8.0
+"""Patience with the server: it may have to fence a mount that hangs before it answers ops; news comes every second."""
 PLACEMENT_TIMEOUT_S = 10.0
 """How long an attaching mount waits for the first map; the scheduler publishes every second, and restarts within a few."""
 
 
-class MetaClient:
-    """A replica with a write session.
+class Watcher(Protocol):
+    """Who has to know when the replica changes by itself. Nothing is answered to other mounts before these return."""
 
-    Owned by the trio thread that runs `run`. `table` changes in `apply` alone, which does not await: an op is applied and
-    queued in one step. `_queue` holds the ops from number `_acked + 1` to `_last`, in order; the uplink alone shortens it.
+    async def changed(self, pages: list[Page]) -> None:
+        """Rows have been changed by others."""
+
+    async def joined(self) -> None:
+        """Another mount is about to attach: from now on nothing may be relied on that was not asked for just now."""
+
+    async def reloaded(self) -> None:
+        """The replica is another one: anything may have changed."""
+
+    def restarted(self) -> None:
+        """The server has restarted, and forgotten which orphans are not held here."""
+
+    def is_clean(self) -> bool:
+        """True while nothing was written that is not safe: then a fenced mount may begin anew."""
+
+
+class MetaClient:
+    """A replica, and a session of the inode table's server.
+
+    Owned by the trio thread that runs `run`. The replica changes in `apply` alone while `state` is lease, and in the task that
+    follows the server otherwise; neither awaits while it does. `Uplink` holds the ops under way; one task sends them.
     """
 
     def __init__(self, endpoints: Endpoints, mountpoint: str) -> None:
         self.table = Table()
         self.placement: PlacementMap = NO_PLACEMENT
         self.epoch = 0
+        self.state = DARK
+        self.alone = True
+        """No other mount is attached: the kernel may keep what it was told for long."""
+        self.watcher: Watcher | None = None
+        self.failure: str | None = None
         self._endpoints = endpoints
         self._identity: dict[str, Any] = {
             "role": "mount",
-            "id": uuid.uuid4().hex,
             "host": os.environ.get("GRIDFS_HOST") or socket.gethostname(),
             "mountpoint": mountpoint,
             "pid": os.getpid(),
         }
-        self._queue: deque[Op] = deque()
-        self._acked = self._last = 0
-        self._more = trio.Event()
-        self._progress = trio.Event()
-        self._waiting = 0
-        self._urgent = trio.Event()
-        """Set while somebody waits for durability."""
-        self.failure: str | None = None
+        self._uplink = Uplink()
+        self._more, self._urgent, self._progress = trio.Event(), trio.Event(), trio.Event()
+        self._waiting = self._settling = 0
+        self._active = True
+        """A program has asked for something since the server was last told."""
+        self._holding = False
+        """The lease is coming: nothing more is sent to be executed."""
+        self._readers = 0
+        """Tasks that wait until the replica may be read."""
+        self._asked_turn = 0
+        """The turn for which the server has been asked to let us share."""
+        self._number = 0
+        """The replica has all ops up to this one."""
+        self._attached = False
+        self._ops: Connection
+        self._new_session()
+
+    def _new_session(self) -> None:
+        self._identity["id"] = uuid.uuid4().hex
+        self.epoch = 0
+        self._news: dict[str, Any] = {"boot": "", "number": 0, "reply": 0, "turn": 0}
+        self.state = DARK
 
     @property
-    def client_id(self) -> str:
-        """This session's identity, to show to chunk servers together with the epoch."""
-        identifier: str = self._identity["id"]
-        return identifier
+    def client_identity(self) -> dict[str, Any]:
+        """This session's identity, to show to chunk servers."""
+        return {"role": "mount", "client": self._identity["id"], "epoch": self.epoch}
 
     # -- ops ---------------------------------------------------------------------------------------------------------
 
-    async def ready(self) -> None:
-        """Wait until another op may be applied. Raises EIO when the session is lost, or the queue stays full."""
-        if len(self._queue) >= QUEUE_MAX_OPS:
-            await self._until(lambda: len(self._queue) < QUEUE_MAX_OPS)
+    async def readable(self) -> None:
+        """Return once the replica may be read, without yielding if it may be now. Raises EIO as `execute`."""
+        self._active = True
+        if self.state is DARK or self.failure:
+            self._readers += 1
+            try:
+                await self._until(lambda: self.state is not DARK)
+            finally:
+                self._readers -= 1
+
+    async def execute(self, op: Op) -> Any:
+        """Carry out one op, and return what `Table.apply` does, with the replica as new. Raises as that, or EIO.
+
+        Under the lease that is done without yielding, unless too many ops are queued. A crash of this process, or of the
+        server, may lose the op until `settle` has returned.
+        """
+        self._active = True
+        while self.state is LEASE:
+            if len(self._uplink.applied) < QUEUE_MAX_OPS:
+                return self.apply(op)
+            await self._until(lambda: len(self._uplink.applied) < QUEUE_MAX_OPS)
         self._refuse_if_failed()
+        call = Call(op)
+        self._uplink.calls.append(call)
+        self._more.set()
+        value = await call.wait()
+        if self._number < call.number:
+            await self._until(lambda: self._number >= call.number)
+        return self.table.inode(value) if isinstance(value, int) else value
 
     def apply(self, op: Op) -> Any:
-        """Carry out one op on the replica and queue it for the server; raises as `Table.apply`, having queued nothing.
-
-        A crash of this process may lose it until `settle` has returned.
-        """
+        """Carry out one op under the lease; raises as `Table.apply`, having queued nothing."""
         self._refuse_if_failed()
-        result = self.table.apply(op)
-        self._queue.append(op)
-        self._last += 1
+        assert self.state is LEASE
+        if op[0] == "make":
+            op = (*op[:2], self.table.next_ino, *op[3:])
+        result = None if op[0] == "disown" else self.table.apply(op)
+        self._uplink.append(op)
         self._more.set()
         return result
 
-    async def settle(self) -> None:
-        """Return once every op applied so far is durable at the server. Raises EIO after SETTLE_TIMEOUT_S, or if fenced."""
-        goal = self._last
-        if self._acked < goal:
-            await self._until(lambda: self._acked >= goal)
+    def post(self, op: Op) -> None:
+        """Carry out an op some time that nobody waits for. Once the session is lost it is forgotten."""
+        if self.failure:
+            return
+        if self.state is LEASE:
+            self.apply(op)
+        else:
+            self._uplink.calls.append(Call(op))
+            self._more.set()
 
-    async def _until(self, condition: Any) -> None:
+    async def deliver(self) -> None:
+        """Return once the server has every op so far: they survive this process. Raises as `settle`."""
+        goal = self._uplink.last
+        await self._until(lambda: self._uplink.received >= goal)
+
+    async def settle(self) -> None:
+        """Return once every op so far is durable at the server. Raises EIO after SETTLE_TIMEOUT_S, or if fenced."""
+        goal = self._uplink.last
+        if self._uplink.saved < goal:
+            self._settling += 1
+            try:
+                await self._until(lambda: self._uplink.saved >= goal)
+            finally:
+                self._settling -= 1
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         self._waiting += 1
         self._more.set()
         self._urgent.set()
         try:
             with trio.move_on_after(SETTLE_TIMEOUT_S):
-                while not condition():
+                while True:
                     self._refuse_if_failed()
+                    if condition():
+                        return
                     await self._progress.wait()
-                return
         finally:
             self._waiting -= 1
             if not self._waiting:
@@ -118,62 +199,94 @@ class MetaClient:
         if self.failure:
             raise FilesystemError(errno.EIO, self.failure)
 
-    # -- the uplink --------------------------------------------------------------------------------------------------
+    # -- the session -------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Attach, load the replica, say `started`, then carry ops until cancelled, reconnecting as often as it takes.
+        """Attach, load the replica, say `started`, then keep the session until cancelled, reconnecting as often as it takes.
 
         Raises ConnectionLost or AuthenticationFailed when the first attachment fails. Once attached it raises nothing: a
-        session that is lost for good shows as `failure`, and in the log.
+        session that is lost shows as `failure`, and in the log. One that had nothing to lose is followed by another.
         """
-        connection = await self._open()
-        loaded = False
-        while True:
-            try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(connection.run)
-                    if not loaded:
-                        await self._load(connection)
-                        loaded = True
-                        task_status.started()
-                    nursery.start_soon(self._beat, connection)
-                    await self._carry(connection)
-            except* ConnectionLost as lost:
-                if not loaded:
-                    raise ConnectionLost(str(lost.exceptions[0])) from lost
-                log.warning("the inode table's connection ended: %s", lost.exceptions[0])
-            reopened = await self._reopen()
-            if reopened is None:
-                return
-            connection = reopened
+        while not self.failure or not self.epoch:
+            await self._keep_trying(task_status.started)
+            await trio.sleep(RETRY_S)
+        await trio.sleep_forever()
 
-    async def _open(self) -> Connection:
-        identity = {**self._identity, "epoch": self.epoch}
+    async def _keep_trying(self, started: Callable[[], None]) -> None:
+        """One conversation; the first failure of all is raised, later ones end it."""
+
+        def attached() -> None:
+            if not self._attached:
+                started()
+            elif self.failure:
+                log.warning("epoch %d: attached again", self.epoch)
+            self._attached, self.failure = True, None
+
+        try:
+            await self._converse(attached)
+        except* AuthenticationFailed as refused:
+            if not self._attached:
+                raise AuthenticationFailed(str(refused.exceptions[0])) from refused
+            self._lose(str(refused.exceptions[0]))
+        except* ConnectionLost as lost:
+            if not self._attached:
+                raise ConnectionLost(str(lost.exceptions[0])) from lost
+            log.warning("the inode table's connection ended: %s", lost.exceptions[0])
+        except* FilesystemError as errors:
+            log.error("the inode table's connections are begun anew: %s", errors.exceptions[0])
+
+    def _lose(self, reason: str) -> None:
+        """The session is over. Without anything to lose, another begins."""
+        clean = self._uplink.settled and (self.watcher is None or self.watcher.is_clean())
+        log.error("this mount's session is lost: %s", reason)
+        if not clean:
+            log.error("changes that were not durable are lost with it; nothing can be done here before it is mounted again")
+        self.failure = reason
+        self._uplink.fail(FilesystemError(errno.EIO, reason))
+        self._signal()
+        if clean:
+            self._uplink = Uplink()
+            self._new_session()
+
+    async def _converse(self, attached: Callable[[], None]) -> None:
+        """One pair of connections, until they end. Raises ConnectionLost, and AuthenticationFailed when the session is over."""
+        ops = await self._open("ops", OPS_TIMEOUT_S)
+        self.epoch = ops.greeting["epoch"]
+        self._uplink.send_again_from(ops.greeting["seq"])
+        try:
+            follow = await self._open("follow", NEWS_TIMEOUT_S)
+        except BaseException:
+            ops.close()
+            raise
+        self._holding, self._asked_turn = False, 0
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ops.run)
+            await nursery.start(follow.run)
+            self._ops = ops
+            if not self._news["boot"]:
+                await self._load(ops)
+            nursery.start_soon(self._send, ops)
+            nursery.start_soon(self._follow, follow, attached)
+
+    async def _open(self, stream: str, timeout_s: float) -> Connection:
+        identity = {**self._identity, "epoch": self.epoch, "stream": stream}
         address, secret = self._endpoints.inode_table, self._endpoints.secret
-        connection = await Connection.open(address, secret, identity, reply_timeout_s=REPLY_TIMEOUT_S)
-        self.epoch = connection.greeting["epoch"]
-        return connection
-
-    async def _reopen(self) -> Connection | None:
-        """Try until it works; None when the session is lost for good."""
-        while not self.failure:
-            try:
-                connection = await self._open()
-            except AuthenticationFailed as refusal:
-                self._fail(str(refusal))
-            except ConnectionLost:
-                await trio.sleep(RETRY_S)
-            else:
-                log.info("the inode table is back; %d ops to send again", len(self._queue))
-                self._acknowledge(connection.greeting["applied"])
-                return connection
-        return None
+        return await Connection.open(address, secret, identity, reply_timeout_s=timeout_s)
 
     async def _load(self, connection: Connection) -> None:
-        while page := await connection.call("page"):
-            load_page(self.table, page)
-        self.table.next_ino = connection.greeting["next_ino"]  # numbers of inodes that are gone are not used again
-        self.placement = await self._first_placement(connection)
+        """Fetch the whole table, and let the replica be that."""
+        table = Table()
+        greeting = await _ask(connection, "attach")
+        while page := await _ask(connection, "page"):
+            load_page(table, page)
+        table.next_ino = greeting["next_ino"]  # numbers of inodes that are gone are not used again
+        self.table, self.alone = table, greeting["alone"]
+        self._news = {"boot": greeting["boot"], "number": greeting["applied"], "reply": 0, "turn": 0}
+        self._number = greeting["applied"]
+        if not self.placement.epoch:
+            self.placement = await self._first_placement(connection)
+        if self.watcher is not None:
+            await self.watcher.reloaded()
 
     async def _first_placement(self, connection: Connection) -> PlacementMap:
         """The newest map; a server that has just restarted knows none until the scheduler's next cycle, which is waited for.
@@ -182,7 +295,7 @@ class MetaClient:
         """
         with trio.move_on_after(PLACEMENT_TIMEOUT_S):
             while True:
-                newest = PlacementMap.unpack(await connection.call("placement"))
+                newest = PlacementMap.unpack(await _ask(connection, "placement"))
                 if newest.epoch:
                     return newest
                 await trio.sleep(RETRY_S)
@@ -192,55 +305,152 @@ class MetaClient:
         )
         return NO_PLACEMENT
 
-    async def _beat(self, connection: Connection) -> None:
-        """Say that we live, and hear where chunks may go."""
-        while True:
-            await trio.sleep(HEARTBEAT_S)
-            newest = PlacementMap.unpack(await connection.call("placement"))
-            if newest.epoch:  # a server that has just restarted knows none yet
-                self.placement = newest
+    async def leave(self) -> None:
+        """End the session, with everything durable; for a clean unmount. Raises as `settle`."""
+        await self.settle()
+        with trio.move_on_after(NEWS_TIMEOUT_S):
+            await _ask(self._ops, "leave")
+        self.failure = "unmounted"
 
-    async def _carry(self, connection: Connection) -> None:
-        """Send the queue in batches, one at a time, until the connection or the session ends."""
-        while not self.failure:
-            if not self._queue:
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    async def _send(self, ops: Connection) -> None:
+        """Send what is queued, one batch at a time, until the connection or the session ends."""
+        while True:
+            leased, batch = True, self._uplink.next_applied()
+            if batch is not None and not self._urgent.is_set():
+                with trio.move_on_after(GATHER_S):
+                    await self._urgent.wait()
+                batch = self._uplink.next_applied()
+            elif batch is None and self.state is LEASE and self._uplink.executing is None:
+                self._apply_calls()
+                batch = self._uplink.next_applied()
+            if batch is None and (self._uplink.executing or (self.state is not LEASE and not self._holding)):
+                leased, batch = False, self._uplink.next_calls()
+            if batch is None and self._settling and self._uplink.saved < self._uplink.last:
+                batch = Batch(self._uplink.last + 1, [], [])
+            if batch is None and self._readers and self.state is DARK and self._asked_turn != self._news["turn"]:
+                self._asked_turn = self._news["turn"]
+                await _ask(ops, "share")
+                continue
+            if batch is None:
                 self._more = trio.Event()
                 await self._more.wait()
-            with trio.move_on_after(GATHER_S):
-                await self._urgent.wait()
-            batch = self._batch()
-            self.table.changes.clear()  # the replica has no store
-            try:
-                self._acknowledge(await connection.call("apply", self._acked + 1, batch))
-            except FilesystemError as error:
-                if error.errno == errno.ESTALE:
-                    self._fail(str(error))
-                    break
-                log.error("the inode table could not store %d ops, will try again: %s", len(batch), error.strerror)
-                await trio.sleep(HEARTBEAT_S)
-        connection.close()
+                continue
+            await self._send_batch(ops, batch, leased)
 
-    def _batch(self) -> list[Op]:
-        """The next ops to send; the last of them may pass BATCH_MAX_BYTES."""
-        batch, size = [], 0
-        for op in islice(self._queue, BATCH_MAX_OPS):
-            batch.append(op)
-            size += sum(len(part) for part in op if isinstance(part, bytes))
-            if size >= BATCH_MAX_BYTES:
-                break
-        return batch
-
-    def _acknowledge(self, applied: int) -> None:
-        while self._acked < applied:
-            self._queue.popleft()
-            self._acked += 1
+    async def _send_batch(self, ops: Connection, batch: Batch, leased: bool) -> None:
+        self.table.changes.clear()  # the replica has no store
+        try:
+            one, other = await _ask(ops, "ops", batch.first, batch.ops, leased, self._settling > 0)
+        except FilesystemError as error:
+            log.error("the inode table could not store %d ops, will try again: %s", len(batch.ops), error.strerror)
+            await trio.sleep(HEARTBEAT_S)
+            return
+        if leased:
+            self._uplink.acknowledge(one, other)
+        else:
+            self._uplink.executed(one, other)
         self._signal()
 
-    def _fail(self, reason: str) -> None:
-        log.error("this mount's session is lost, nothing more can be written through it: %s", reason)
-        self.failure = reason
+    def _apply_calls(self) -> None:
+        """The lease has come: what waited to be executed is applied here."""
+        while self._uplink.calls:
+            call = self._uplink.calls.popleft()
+            try:
+                value = self.apply(call.op)
+            except FilesystemError as error:
+                call.finish(error=error)
+            else:
+                call.finish(value.ino if isinstance(value, Inode) else value)
+
+    # -- following ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self, follow: Connection, attached: Callable[[], None]) -> None:
+        """Take in the news, and thereby say that we live, until the connection or the session ends."""
+        while True:
+            said = {**self._news, "map": self.placement.epoch, "active": self._active}
+            self._active = False
+            try:
+                news = await _ask(follow, "follow", said)
+            except FilesystemError as error:
+                log.error("the inode table has no news: %s", error.strerror)
+                await trio.sleep(HEARTBEAT_S)
+                continue
+            if "reload" in news:
+                self.state = DARK
+                await self._load(follow)
+                continue
+            await self._take_in(news, follow)
+            attached()
+
+    async def _take_in(self, news: dict[str, Any], follow: Connection) -> None:
+        """Rows first, then those who must know, then the number by which the server learns of it, then the turn."""
+        if news["map"] is not None:
+            self.placement = PlacementMap.unpack(news["map"])
+        apply_rows(self.table, news["own"])
+        apply_rows(self.table, news["foreign"])
+        self.table.next_ino = max(self.table.next_ino, news["next_ino"])
+        self._uplink.acknowledge(0, news["saved"])
+        if not news["more"]:
+            self._number = news["number"]
+        self._signal()
+        if news["foreign"] and self.watcher is not None:
+            await self.watcher.changed(news["foreign"])
+        if self._news["boot"] != news["boot"]:
+            self._news |= {"boot": news["boot"], "turn": 0}
+            if self.watcher is not None:
+                self.watcher.restarted()
+        self._news["reply"] = news["reply"]
+        if not news["more"]:
+            self._news["number"] = news["number"]
+            if news["turn"] != self._news["turn"]:
+                await self._adopt(news["turn"], news["state"], news["alone"], follow)
+
+    async def _adopt(self, turn: int, state: str, alone: bool, follow: Connection) -> None:
+        """Do from now on as the server says; the next request tells it so."""
+        if self.alone and not alone:
+            self.alone = False
+            if self.watcher is not None:
+                await _while_talking(follow, self.watcher.joined)
+        self.alone = alone
+        if state == LEASE and self.state is not LEASE:
+            self._holding = self._uplink.executing is not None
+            if self._holding:  # its rows must be here first; then the same news comes again
+                await self._until(lambda: self._uplink.executing is None)
+                return
+        elif self.state is LEASE and state != LEASE:
+            self.state = SHARED
+            await self._until(lambda: self._uplink.drained)
+        self.state = {LEASE: LEASE, SHARED: SHARED, DARK: DARK}[state]
+        self._news["turn"] = turn
+        self._more.set()
         self._signal()
 
     def _signal(self) -> None:
         progress, self._progress = self._progress, trio.Event()
         progress.set()
+
+
+async def _ask(connection: Connection, method: str, *arguments: Any) -> Any:
+    """The server's answer. ESTALE, which says that the session is over, is raised as AuthenticationFailed."""
+    try:
+        return await connection.call(method, *arguments)
+    except FilesystemError as error:
+        if error.errno == errno.ESTALE:
+            raise AuthenticationFailed(error.strerror) from error
+        raise
+
+
+async def _while_talking(connection: Connection, action: Callable[[], Awaitable[None]]) -> None:
+    """Carry out what may take longer than the server's patience, and let it hear of us meanwhile."""
+
+    async def talk() -> None:
+        while True:
+            await trio.sleep(HEARTBEAT_S)
+            await _ask(connection, "placement")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(talk)
+        await action()
+        nursery.cancel_scope.cancel()

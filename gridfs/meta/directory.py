@@ -34,6 +34,16 @@ class ChunkDirectory:
         self._count += index not in chunks
         chunks[index] = servers
 
+    def put(self, ino: int, index: int, servers: Servers) -> None:
+        """What `place` says, or with no servers that the chunk is a hole again."""
+        if servers:
+            self.place(ino, index, servers)
+            return
+        chunks = self._chunks.get(ino, {})
+        self._count -= chunks.pop(index, None) is not None
+        if not chunks:
+            self._chunks.pop(ino, None)
+
     def drop_from(self, ino: int, first_index: int) -> list[int]:
         """Forget the inode's chunks from `first_index` on; returns their indices."""
         chunks = self._chunks.get(ino)

@@ -1,4 +1,4 @@
-"""The rows of a table, as the store keeps them and as a mount receives them when it attaches.
+"""The rows of a table, as the store keeps them and as a mount receives them: all when it attaches, the changed ones later.
 
 Rows are loaded inodes first, then names, then chunks: a name needs its directory, a chunk its inode.
 """
@@ -11,8 +11,9 @@ from typing import Any
 
 import msgpack
 
+from gridfs.meta.directory import Servers
 from gridfs.meta.inode import Inode
-from gridfs.meta.table import Table
+from gridfs.meta.table import Changes, Table
 
 PAGE_ROWS, PAGE_BYTES = 5000, 1 << 20
 """A page ends at either: far below the limit of a frame even with the largest row, far above the cost of a round trip."""
@@ -27,15 +28,10 @@ def pack_inode(inode: Inode) -> bytes:
     return packed
 
 
-def pages(table: Table) -> Iterator[Page]:
-    """All of the table in pages, in loading order. The table must not change until the last one has been taken."""
-    inodes = (pack_inode(inode) for inode in table.inodes.values())
-    names = ((inode.ino, name, ino) for inode in table.inodes.values() if inode.entries for name, ino in inode.entries.items())
-    chunks = ((ino, index, msgpack.packb(servers)) for ino, index, servers in table.directory)
-    rows: Iterator[Any]
-    for kind, rows in (("inodes", inodes), ("names", names), ("chunks", chunks)):
-        while page := _page(rows):
-            yield kind, page
+def paged(kind: str, rows: Iterator[Any]) -> Iterator[Page]:
+    """All rows of one kind, in pages."""
+    while page := _page(rows):
+        yield kind, page
 
 
 def _page(rows: Iterator[Any]) -> list[Any]:
@@ -43,10 +39,89 @@ def _page(rows: Iterator[Any]) -> list[Any]:
     page, size = [], 0
     for row in islice(rows, PAGE_ROWS):
         page.append(row)
-        size += len(row) if isinstance(row, bytes) else sum(len(part) for part in row if isinstance(part, bytes))
+        size += _size_of(row)
         if size >= PAGE_BYTES:
             break
     return page
+
+
+def _size_of(row: Any) -> int:
+    if isinstance(row, bytes):
+        return len(row)
+    return 0 if isinstance(row, int) else sum(len(part) for part in row if isinstance(part, bytes))
+
+
+def take_rows(table: Table, changes: Changes, taken: Changes) -> list[Page]:
+    """The rows that `changes` names as they are now, for a replica; what is given moves from `changes` to `taken`.
+
+    At most about a page of each kind is given. An inode that is gone is a number in place of a row, a name that is gone leads
+    to inode 0, and a chunk that is gone has no servers. Inodes come first, since names lead to them.
+    """
+
+    def inodes() -> Iterator[bytes | int]:
+        while changes.inodes:
+            ino = changes.inodes.pop()
+            taken.inodes.add(ino)
+            yield pack_inode(table.inodes[ino]) if ino in table.inodes else ino
+
+    def names() -> Iterator[tuple[int, bytes, int]]:
+        while changes.names:
+            parent, name = next(iter(changes.names))
+            del changes.names[parent, name]
+            taken.names[parent, name] = None
+            directory = table.inodes.get(parent)
+            yield parent, name, (directory.entries or {}).get(name, 0) if directory else 0
+
+    def chunks() -> Iterator[tuple[int, int, Servers]]:
+        while changes.chunks:
+            ino, index = changes.chunks.pop()
+            taken.chunks.add((ino, index))
+            yield ino, index, table.directory.servers(ino, index)
+
+    kinds: tuple[tuple[str, Iterator[Any]], ...] = (("inodes", inodes()), ("names", names()), ("chunks", chunks()))
+    return [(kind, page) for kind, rows in kinds if (page := _page(rows))]
+
+
+def apply_rows(table: Table, given: list[Page]) -> None:
+    """Put rows from `take_rows` into a replica."""
+    rows = dict(given)
+    gone = [row for row in rows.get("inodes", ()) if isinstance(row, int)]
+    for row in rows.get("inodes", ()):
+        if not isinstance(row, int):
+            _replace_inode(table, Inode(msgpack.unpackb(row, use_list=False, strict_map_key=False)))
+    for parent, name, ino in rows.get("names", ()):
+        entries = table.inodes[parent].entries if parent in table.inodes else None
+        if entries is not None:
+            entries.pop(name, None)  # a name that is made again goes last, as it does in the table
+            if ino:
+                entries[name] = ino
+    for ino, index, servers in rows.get("chunks", ()):
+        table.directory.put(ino, index, tuple(servers))
+    for ino in gone:
+        table.inodes.pop(ino, None)
+        table.orphans.discard(ino)
+
+
+def changed_by(given: list[Page]) -> Changes:
+    """What the rows from `take_rows` are about."""
+    changes, rows = Changes(), dict(given)
+    for row in rows.get("inodes", ()):
+        changes.inodes.add(row if isinstance(row, int) else msgpack.unpackb(row, use_list=False, strict_map_key=False)[0])
+    changes.names.update(((parent, name), None) for parent, name, _ in rows.get("names", ()))
+    changes.chunks.update((ino, index) for ino, index, _ in rows.get("chunks", ()))
+    return changes
+
+
+def _replace_inode(table: Table, inode: Inode) -> None:
+    present = table.inodes.get(inode.ino)
+    if present is not None and inode.entries is not None:
+        inode.entries = present.entries
+    table.inodes[inode.ino] = inode
+    table.next_ino = max(table.next_ino, inode.ino + 1)
+    if inode.nlink:
+        table.orphans.discard(inode.ino)
+    else:
+        table.orphans.add(inode.ino)
 
 
 def load_page(table: Table, page: Page) -> None:

@@ -8,16 +8,18 @@ lose the newest transactions, and leaves an older consistent table (sqlite.org/p
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from gridfs.errors import GridfsError
-from gridfs.meta.rows import load_chunks, load_inodes, load_names, pack_inode
+from gridfs.meta.rows import Page, load_chunks, load_inodes, load_names, pack_inode, paged
 from gridfs.meta.table import Changes, Table
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever rows change their meaning; a store of another format is refused."""
 
 _SCHEMA = """
@@ -67,6 +69,17 @@ class Store:
         load_chunks(table, self._database.execute("SELECT ino, idx, servers FROM chunks"))
         table.next_ino = max(table.next_ino, self.fact("next_ino", 0))
         return table
+
+    def snapshot(self) -> Iterator[Page]:
+        """All rows as the last `save` before the first page left them, in loading order; later saves do not show.
+
+        A reader of its own: it holds up nobody, and ends when it is exhausted or let go.
+        """
+        with closing(sqlite3.connect(self._path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            yield from paged("inodes", (row for (row,) in reader.execute("SELECT row FROM inodes")))
+            yield from paged("names", reader.execute("SELECT parent, name, ino FROM names ORDER BY parent, position"))
+            yield from paged("chunks", reader.execute("SELECT ino, idx, servers FROM chunks"))
 
     def save(self, table: Table, changes: Changes, facts: dict[str, Any]) -> None:
         """Write the rows named in `changes` and the facts, in one transaction; all of it is kept, or none."""

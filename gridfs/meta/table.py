@@ -55,6 +55,14 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.inodes or self.names or self.chunks)
 
+    def merge(self, other: Changes) -> None:
+        """These rows have changed too, and after ours."""
+        self.inodes |= other.inodes
+        for name in other.names:
+            self.names.pop(name, None)
+            self.names[name] = None
+        self.chunks |= other.chunks
+
     def clear(self) -> None:
         """Everything has been written."""
         self.inodes.clear()
@@ -314,12 +322,19 @@ class Table:
         inode.ctime_ns = now_ns
         self.changes.inodes.add(ino)
 
-    def place(self, ino: int, index: int, servers: Servers) -> None:
-        """The chunk is held by `servers` from now on. Raises ENOENT, and EINVAL for what is no regular file."""
+    def place(self, ino: int, index: int, servers: Servers) -> Servers:
+        """A new chunk is held by `servers` from now on; returns who holds it: one that has been placed stays where it is.
+
+        Raises ENOENT, and EINVAL for what is no regular file.
+        """
         if not self.inode(ino).is_regular:
             raise FilesystemError(errno.EINVAL)
-        self.directory.place(ino, index, tuple(servers))
-        self.changes.chunks.add((ino, index))
+        placed = self.directory.servers(ino, index)
+        if not placed:
+            placed = tuple(servers)
+            self.directory.place(ino, index, placed)
+            self.changes.chunks.add((ino, index))
+        return placed
 
     # -- what the rules are made of ----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
 from gridfs.vfs.fetch import Fetcher
+from gridfs.vfs.file import File
 from gridfs.vfs.handles import FileHandle, Handles
 from gridfs.vfs.readahead import Budget, ReadAhead
 from gridfs.vfs.writeback import Writeback
@@ -41,6 +42,7 @@ class Data:
 
     async def open(self, ino: int, flags: int) -> int:
         """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+        await self._meta.readable()
         inode = self._meta.table.inode(ino)
         if not inode.is_regular:
             raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
@@ -54,14 +56,19 @@ class Data:
         """The handle ends; what was written through it is settled first. Never raises."""
         file = self._handles.file(fh).file
         await file.settle()
-        if file.dirty and not self._meta.failure:
-            file.commit()
-        self._handles.remove_file(fh)
+        try:
+            if file.dirty:
+                await file.commit()
+        except FilesystemError as error:
+            log.warning("inode %d: closed without its size and time being told: %s", file.ino, error.strerror)
+        finally:
+            self._handles.remove_file(fh)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     async def read(self, fh: int, offset: int, length: int) -> Buffer:
         """The bytes [offset, offset + length), fewer at the end of the file. Raises EIO, EBADF."""
+        await self._meta.readable()
         return await self._handles.file(fh).reader.read(offset, length)
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
@@ -72,7 +79,7 @@ class Data:
         handle = self._handles.file(fh)
         if offset + len(data) > FILE_SIZE_MAX_BYTES:
             raise FilesystemError(errno.EFBIG)
-        await self._meta.ready()
+        await self._meta.readable()
         handle.wrote = True
         async with handle.file.lock:
             return await self._writeback.write(handle.file, offset, data, self._clock_ns())
@@ -81,21 +88,23 @@ class Data:
         """close(2): after it what this handle wrote outlives the mount. Raises a write's late error, once per handle."""
         handle = self._handles.file(fh)
         if handle.wrote:
-            await self._make_safe(handle)
+            await self._make_safe(handle.file)
+            await self._meta.deliver()
+            handle.raise_error()
             handle.wrote = False
 
     async def fsync(self, fh: int) -> None:
-        """fsync(2): the file's bytes, size and names are safe. Raises as `flush`."""
-        await self._make_safe(self._handles.file(fh))
-
-    async def _make_safe(self, handle: FileHandle) -> None:
-        """Bytes to the chunk servers first, then the size, then everything durable in the inode table."""
-        file = handle.file
-        await file.settle()
-        if file.dirty:
-            file.commit()
+        """fsync(2): the file's bytes, size and names are safe and durable. Raises as `flush`."""
+        handle = self._handles.file(fh)
+        await self._make_safe(handle.file)
         await self._meta.settle()
         handle.raise_error()
+
+    async def _make_safe(self, file: File) -> None:
+        """Bytes to the chunk servers first, then the size to the inode table."""
+        await file.settle()
+        if file.dirty:
+            await file.commit()
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 
@@ -105,6 +114,7 @@ class Data:
         The bytes that are cut go only once the table durably has the smaller size: a crash leaves the file as it was, or
         cut, and nothing in between. What it leaves on the servers beyond that is collected by the next mount.
         """
+        await self._meta.readable()
         inode = self._meta.table.inode(ino)
         if not inode.is_regular:
             raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
@@ -112,9 +122,10 @@ class Data:
             async with file.lock:
                 await file.settle()
                 if file.dirty:
-                    file.commit()
-                shrinks, chunks = size < inode.size, dict(self._meta.table.directory.chunks(ino))
-                self._meta.apply(("change", self._clock_ns(), ino, None, None, None, size))
+                    await file.commit()
+                shrinks = size < self._meta.table.inode(ino).size
+                chunks = dict(self._meta.table.directory.chunks(ino))
+                await self._meta.execute(("change", self._clock_ns(), ino, None, None, None, size))
                 file.truncated(size)
                 if shrinks and chunks:
                     await self._meta.settle()
@@ -133,15 +144,20 @@ class Data:
         for server, chunk_ids in beyond.items():
             await self._chunks.drop(server, chunk_ids)
 
-    def commit_all(self) -> None:
+    async def commit_all(self) -> None:
         """Tell the table what is safe by now of every open file, for those who never close or sync."""
-        for file in self._handles.open_files.values():
+        for file in list(self._handles.open_files.values()):
             if file.dirty and not self._meta.failure:
-                file.commit()
+                await file.commit()
+
+    @property
+    def is_clean(self) -> bool:
+        """True while nothing was written that the table does not know of."""
+        return not any(file.in_flight or file.dirty for file in self._handles.open_files.values())
 
     async def settle_all(self) -> None:
         """Everything written so far is safe when this returns; for a clean unmount."""
         for file in list(self._handles.open_files.values()):
             await file.settle()
-        self.commit_all()
+        await self.commit_all()
         await self._meta.settle()

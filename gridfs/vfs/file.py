@@ -38,6 +38,8 @@ class File:
         self._size = 0
         self.mtime_ns: int | None = None
         """When bytes were last written, until the table has been told."""
+        self._telling = 0
+        """How often the table is being told of it just now."""
         self._tickets = 0
         self._progress = trio.Event()
         self._error: int = 0
@@ -93,8 +95,8 @@ class File:
         """True while the table has not been told of all that has been written."""
         return self.mtime_ns is not None or self._size > self._meta.table.inode(self.ino).size
 
-    def commit(self) -> None:
-        """Tell the table of the size that is safe, and of the time of the last write.
+    async def commit(self) -> None:
+        """Tell the table of the size that is safe, and of the time of the last write. Raises as `MetaClient.execute`.
 
         What is safe ends where the first range in flight begins, if that range makes the file longer. A write that was lost
         counts as settled: its error has been kept for every handle, and its bytes read as EIO or as zeros.
@@ -102,14 +104,28 @@ class File:
         known = self._meta.table.inode(self.ino).size
         safe = min((start for start, end in self.in_flight.values() if end > known), default=self._size)
         if safe > known or self.mtime_ns is not None:
-            written_ns, self.mtime_ns = self.mtime_ns, None
-            self._meta.apply(("extend", written_ns, self.ino, max(safe, known)))
+            await self._tell(max(safe, known))
 
-    def commit_times(self) -> None:
+    async def commit_times(self) -> None:
         """Tell the table when the last write was, so that times set after it are not overwritten by it."""
         if self.mtime_ns is not None:
-            written_ns, self.mtime_ns = self.mtime_ns, None
-            self._meta.apply(("extend", written_ns, self.ino, 0))
+            await self._tell(0)
+
+    async def _tell(self, size: int) -> None:
+        written_ns, self.mtime_ns = self.mtime_ns, None
+        self._telling += 1
+        try:
+            await self._meta.execute(("extend", written_ns, self.ino, size))
+        finally:
+            self._telling -= 1
+
+    def changed_elsewhere(self) -> None:
+        """Another mount has changed the inode: what is known of its bytes counts no longer, but for our own unsafe ones."""
+        if not self.in_flight and not self._telling and self.mtime_ns is None:
+            self._size = 0
+        self.chunk_lengths.clear()
+        for reader in self.readers:
+            reader.forget(0, 1 << 63)
 
     def truncated(self, size: int) -> None:
         """The file ends at `size` now; the table has been told."""

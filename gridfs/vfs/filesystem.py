@@ -9,8 +9,8 @@ import errno
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
@@ -18,8 +18,9 @@ from gridfs.chunk.client import ChunkClient
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
-from gridfs.meta.inode import Inode
-from gridfs.meta.table import Op
+from gridfs.meta.inode import ROOT_INO, Inode
+from gridfs.meta.lease import LEASE
+from gridfs.meta.rows import Page, changed_by
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data
@@ -28,6 +29,8 @@ from gridfs.vfs.handles import Handles
 log = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
+NEXT_INO = 0
+"""In an op: the number that comes next where the op is applied first."""
 _DAY_NS = 24 * 3600 * 10**9
 
 
@@ -46,6 +49,26 @@ class Space(NamedTuple):
     inodes: int
 
 
+class Kernel(Protocol):
+    """Whoever has been told names and attributes, and may answer with them for a while."""
+
+    async def forget(self, inos: Iterable[int], names: Iterable[tuple[int, bytes]]) -> None:
+        """These inodes and names (directory, name) have changed."""
+
+    async def forget_all(self, known: Iterable[tuple[int, bytes, int]]) -> None:
+        """Anything may change from now on; `known` lists (directory, name, inode) of all that was told."""
+
+
+class NoKernel:
+    """Nobody has been told anything."""
+
+    async def forget(self, inos: Iterable[int], names: Iterable[tuple[int, bytes]]) -> None:
+        """Nothing to do."""
+
+    async def forget_all(self, known: Iterable[tuple[int, bytes, int]]) -> None:
+        """Nothing to do."""
+
+
 class Filesystem:
     """One mounted filesystem.
 
@@ -58,19 +81,26 @@ class Filesystem:
         self._meta, self._chunks, self._clock_ns = meta, chunks, clock_ns
         self._handles = Handles(meta)
         self._lookups: dict[int, int] = defaultdict(int)
+        self._changed: set[int] = set()
+        """Inodes known to the kernel that others have changed since they were opened here last."""
         self.data = Data(meta, chunks, self._handles, clock_ns)
+        self.kernel: Kernel = NoKernel()
+        meta.watcher = self
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tidy up after an earlier mount, then keep the background work going until cancelled."""
         async with trio.open_nursery() as nursery:
             self.data.start(nursery)
-            for ino in list(self._meta.table.orphans):
-                self._reap_if_unused(ino)
-            await self._collect()
+            self.restarted()
+            if self._meta.alone:
+                await self._collect()
             task_status.started()
             while True:
                 await trio.sleep(COMMIT_INTERVAL_S)
-                self.data.commit_all()
+                try:
+                    await self.data.commit_all()
+                except FilesystemError as error:
+                    log.warning("sizes of open files could not be told to the inode table: %s", error.strerror)
 
     async def _collect(self) -> None:
         """Drop chunks that a crash has left without an owner, and bytes beyond the sizes that the table knows.
@@ -88,51 +118,105 @@ class Filesystem:
         if count:
             log.info("collected or cut %d chunks that a crash had left", count)
 
-    async def _apply(self, op: Op) -> Any:
-        await self._meta.ready()
-        return self._meta.apply(op)
+    # -- other mounts ------------------------------------------------------------------------------------------------
+
+    async def changed(self, pages: list[Page]) -> None:
+        """Others have changed these rows: forget what was known of them, here and in the kernel."""
+        changed = changed_by(pages)
+        for ino in changed.inodes | {ino for ino, _ in changed.chunks}:
+            file = self._handles.open_files.get(ino)
+            if file is not None and ino in self._meta.table.inodes:
+                file.changed_elsewhere()
+            if ino in self._lookups:
+                self._changed.add(ino)
+            self._reap_if_unused(ino)
+        if self._meta.alone:
+            await self.kernel.forget(changed.inodes, list(changed.names))
+
+    async def joined(self) -> None:
+        """Another mount attaches: what the kernel was told for long must go."""
+        await self.kernel.forget_all(self._known())
+
+    async def reloaded(self) -> None:
+        """The replica is another one."""
+        for file in self._handles.open_files.values():
+            if file.ino in self._meta.table.inodes:
+                file.changed_elsewhere()
+        self._changed.update(self._lookups)
+        await self.kernel.forget_all(self._known())
+
+    def restarted(self) -> None:
+        """The server does not know which orphans are unused here."""
+        for ino in list(self._meta.table.orphans):
+            self._reap_if_unused(ino)
+
+    def is_clean(self) -> bool:
+        """True while nothing was written that the inode table does not know of."""
+        return self.data.is_clean
+
+    async def end(self) -> None:
+        """Everything is safe and durable, and the session is given back; for a clean unmount. Raises EIO."""
+        await self.data.settle_all()
+        await self._meta.leave()
+
+    def _known(self) -> Iterator[tuple[int, bytes, int]]:
+        """(directory, name, inode) of all that the kernel may know."""
+        inodes = self._meta.table.inodes
+        for ino in [ino for ino in self._lookups if ino in inodes] + [ROOT_INO]:
+            for name, child in list((inodes[ino].entries or {}).items()):
+                if child in self._lookups:
+                    yield ino, name, child
+
+    @property
+    def alone(self) -> bool:
+        """True while no other mount is attached."""
+        return self._meta.alone
 
     # -- names -------------------------------------------------------------------------------------------------------
 
-    def lookup(self, parent: int, name: bytes) -> Attributes:
+    async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that `name` leads to; counted as held. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
+        await self._meta.readable()
         return self._hold(self._meta.table.lookup(parent, name))
 
     async def make(
         self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes | None = None
     ) -> Attributes:
         """A new inode of the type in `mode`; counted as held. Raises as `Table.make`."""
-        await self._meta.ready()
-        ino = self._meta.table.next_ino
-        inode = self._meta.apply(("make", self._clock_ns(), ino, parent, name, mode, *caller, rdev, target))
-        return self._hold(inode)
+        op = ("make", self._clock_ns(), NEXT_INO, parent, name, mode, *caller, rdev, target)
+        return self._hold(await self._meta.execute(op))
 
     async def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         """Another name for `ino`; counted as held."""
-        return self._hold(await self._apply(("link", self._clock_ns(), ino, parent, name)))
+        return self._hold(await self._meta.execute(("link", self._clock_ns(), ino, parent, name)))
 
     async def unlink(self, parent: int, name: bytes) -> None:
         """Remove a name; bytes stay readable for those who have the file open."""
-        inode = await self._apply(("unlink", self._clock_ns(), parent, name))
+        inode = await self._meta.execute(("unlink", self._clock_ns(), parent, name))
         self._reap_if_unused(inode.ino)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
-        inode = await self._apply(("rmdir", self._clock_ns(), parent, name))
+        inode = await self._meta.execute(("rmdir", self._clock_ns(), parent, name))
         self._reap_if_unused(inode.ino)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         """rename(2), renameat2(2) with NOREPLACE or EXCHANGE."""
-        replaced = await self._apply(("rename", self._clock_ns(), parent, name, new_parent, new_name, flags))
+        replaced = await self._meta.execute(("rename", self._clock_ns(), parent, name, new_parent, new_name, flags))
         if replaced is not None:
             self._reap_if_unused(replaced.ino)
 
-    def readlink(self, ino: int) -> bytes:
+    async def readlink(self, ino: int) -> bytes:
         """A symlink's target. Raises EINVAL for anything else."""
+        await self._meta.readable()
         target = self._meta.table.inode(ino).target
         if target is None:
             raise FilesystemError(errno.EINVAL)
         return target
+
+    async def ready(self) -> None:
+        """Return once what is not async here may be called: the replica is as new as any mount's. Raises EIO."""
+        await self._meta.readable()
 
     def names(self, fh: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
         """What directory handle `fh` lists from position `start` on: (next position, name, attributes).
@@ -149,10 +233,11 @@ class Filesystem:
             name = handle.names[position]
             ino = entries.get(name) or special.get(name)
             if ino is not None:
-                yield position + 1, name, self.attributes(ino)
+                yield position + 1, name, self._attributes(self._meta.table.inode(ino))
 
-    def opendir(self, ino: int) -> int:
+    async def opendir(self, ino: int) -> int:
         """A handle of directory `ino`. Raises ENOENT, ENOTDIR."""
+        await self._meta.readable()
         self._meta.table.directory_entries(ino)
         return self._handles.add_directory(ino)
 
@@ -180,22 +265,39 @@ class Filesystem:
         if left > 0:
             self._lookups[ino] = left
         else:
+            self._changed.discard(ino)
             self._reap_if_unused(ino)
 
+    def is_as_told(self, ino: int) -> bool:
+        """Whether the kernel's copies of the file's bytes are good; asked when it is opened, which makes them good."""
+        if ino not in self._changed:
+            return True
+        self._changed.discard(ino)
+        return False
+
     def _reap_if_unused(self, ino: int) -> None:
-        """End an orphan that nobody holds. Once the session is lost its next owner does it."""
-        if ino not in self._meta.table.orphans or ino in self._lookups or ino in self._handles.open_files:
+        """End an orphan that nobody holds. Once the session is lost its next owner does it.
+
+        With other mounts, who may hold it too, the server does it once all have disowned it. Then a file that the kernel only
+        remembers does not count as held: nothing tells the kernel to forget it.
+        """
+        if ino not in self._meta.table.orphans or ino in self._handles.open_files or self._handles.holds_directory(ino):
             return
-        if self._handles.holds_directory(ino) or self._meta.failure:
-            return
-        for index, servers in self._meta.apply(("reap", ino)):
-            for server in servers:
-                self._chunks.drop_soon(server, ChunkId(ino, index))
+        if not self._meta.alone:
+            self._meta.post(("disown", ino))
+        elif ino not in self._lookups and not self._meta.failure:
+            if self._meta.state is not LEASE:
+                self._meta.post(("disown", ino))
+                return
+            for index, servers in self._meta.apply(("reap", ino)):
+                for server in servers:
+                    self._chunks.drop_soon(server, ChunkId(ino, index))
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
-    def attributes(self, ino: int) -> Attributes:
+    async def attributes(self, ino: int) -> Attributes:
         """What stat(2) tells. Raises ENOENT."""
+        await self._meta.readable()
         return self._attributes(self._meta.table.inode(ino))
 
     def _attributes(self, inode: Inode) -> Attributes:
@@ -204,23 +306,22 @@ class Filesystem:
 
     async def change(self, ino: int, *, size: int | None = None, **changes: int) -> Attributes:
         """chmod, chown, utimens (`mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`) and truncate (`size`)."""
-        await self._meta.ready()
         if size is not None:
             await self.data.truncate(ino, size)
         if changes:
             file = self._handles.open_files.get(ino)
             if file is not None:
-                file.commit_times()
+                await file.commit_times()
             fields = ("mode", "uid", "gid", "size", "atime_ns", "mtime_ns")
-            self._meta.apply(("change", self._clock_ns(), ino, *(changes.get(field) for field in fields)))
-        return self.attributes(ino)
+            await self._meta.execute(("change", self._clock_ns(), ino, *(changes.get(field) for field in fields)))
+        return await self.attributes(ino)
 
     def _touch(self, ino: int) -> None:
         """Move atime as `relatime` does: when it is not newer than the last change, or a day old (mount(8))."""
         inode, now_ns = self._meta.table.inode(ino), self._clock_ns()
         stale = inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS
-        if stale and not self._meta.failure:
-            self._meta.apply(("touch", now_ns, ino))
+        if stale:
+            self._meta.post(("touch", now_ns, ino))
 
     async def space(self) -> Space:
         """What statfs(2) tells, asked of the nodes just now."""
@@ -229,24 +330,26 @@ class Filesystem:
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
-    def get_xattr(self, ino: int, name: bytes) -> bytes:
+    async def get_xattr(self, ino: int, name: bytes) -> bytes:
         """getxattr(2). Raises ENODATA."""
+        await self._meta.readable()
         value = (self._meta.table.inode(ino).xattrs or {}).get(name)
         if value is None:
             raise FilesystemError(errno.ENODATA)
         return value
 
-    def list_xattrs(self, ino: int) -> list[bytes]:
+    async def list_xattrs(self, ino: int) -> list[bytes]:
         """listxattr(2)."""
+        await self._meta.readable()
         return list(self._meta.table.inode(ino).xattrs or {})
 
     async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """setxattr(2). Raises as `Table.set_xattr`."""
-        await self._apply(("set_xattr", self._clock_ns(), ino, name, bytes(value)))
+        await self._meta.execute(("set_xattr", self._clock_ns(), ino, name, bytes(value)))
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         """removexattr(2). Raises ENODATA."""
-        await self._apply(("remove_xattr", self._clock_ns(), ino, name))
+        await self._meta.execute(("remove_xattr", self._clock_ns(), ino, name))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +359,7 @@ class Filesystem:
 
     async def read(self, fh: int, offset: int, length: int) -> Any:
         """Bytes of an open file, fewer than asked only at its end; atime moves. Raises EIO, EBADF."""
+        await self._meta.readable()
         self._touch(self._handles.file(fh).file.ino)
         return await self.data.read(fh, offset, length)
 
@@ -276,7 +380,7 @@ class Filesystem:
         for servers in chunks.values():
             for server in servers:
                 nodes[hosts.get(server, f"{server} (lost)")] += 1
-        size = self.attributes(ino).size
+        size = self._attributes(inode).size
         return {
             "chunk_size": CHUNK_SIZE_BYTES,
             "size": size,

@@ -111,8 +111,11 @@ class Writeback:
                 except FilesystemError as error:
                     log.warning("a new chunk goes elsewhere: %s", error)
                     continue
-                self._meta.apply(("place", file.ino, piece.index, (node.server,)))
-                return link
+                placed = await self._meta.execute(("place", file.ino, piece.index, (node.server,)))
+                if placed[0] == node.server:
+                    return link
+                link.balance_bytes += end  # another mount was faster; the chunk is where it put it
+                return await self._find_space(file, piece)
         return None
 
     async def _take(self, file: File, piece: Piece, link: NodeLink, server: str) -> bool:

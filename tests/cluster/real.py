@@ -121,7 +121,7 @@ class Real:
         async with trio.open_nursery() as nursery:
             meta = MetaClient(endpoints, "/test")
             await nursery.start(meta.run)
-            chunks = ChunkClient(self.endpoints.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
+            chunks = ChunkClient(self.endpoints.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
             filesystem = Filesystem(meta, chunks)
             await nursery.start(filesystem.run)
@@ -153,7 +153,7 @@ async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> i
 
 async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
     """A file's content."""
-    attributes = filesystem.lookup(ROOT_INO, name)
+    attributes = await filesystem.lookup(ROOT_INO, name)
     filesystem.forget(attributes.ino, 1)
     fh = await filesystem.open(attributes.ino, os.O_RDONLY)
     try:
@@ -164,11 +164,11 @@ async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
 
 async def remove_all(filesystem: Filesystem) -> None:
     """Empty the root directory, and wait until no chunk is left."""
-    fh = filesystem.opendir(ROOT_INO)
+    fh = await filesystem.opendir(ROOT_INO)
     names = [name for _, name, _ in filesystem.names(fh, 0) if name not in (b".", b"..")]
     filesystem.releasedir(fh)
     for name in names:
-        ino = filesystem.lookup(ROOT_INO, name).ino
+        ino = (await filesystem.lookup(ROOT_INO, name)).ino
         await filesystem.unlink(ROOT_INO, name)
         filesystem.forget(ino, 1 << 30)
     await filesystem.fsync_names()

@@ -92,7 +92,7 @@ async def test_full_workers_are_enospc_and_space_comes_back(real: Real, mounted:
     assert caught.value.errno == errno.ENOSPC
     await mounted.data.flush(fh)
     assert written > 1.8 * CAPACITY_BYTES
-    assert mounted.attributes(ino).size == written
+    assert (await mounted.attributes(ino)).size == written
     for at in range(0, written, 64 * MIB):
         assert bytes(await mounted.read(fh, at, MIB)) == (block if at + MIB <= written else block[: written - at])
     await mounted.release(fh)

@@ -102,7 +102,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_when_the_i
     async with real.mounted() as filesystem:
         for name, content in closed.items():
             assert await read_all(filesystem, name) == content
-        found = [filesystem.lookup(ROOT_INO, name).ino for name in (b"one", b"two")]
+        found = [(await filesystem.lookup(ROOT_INO, name)).ino for name in (b"one", b"two")]
         assert found == (inos if exchanges % 2 == 0 else inos[::-1])
         await remove_all(filesystem)
 
@@ -126,7 +126,7 @@ async def test_an_op_whose_answer_was_lost_with_the_inode_table_is_not_done_twic
             await filesystem.fsync_names()
         assert real.statistics()["applied"] == applied + 1
     async with real.mounted() as filesystem:
-        assert [filesystem.lookup(ROOT_INO, name).ino for name in (b"one", b"two")] == [two, one]
+        assert [(await filesystem.lookup(ROOT_INO, name)).ino for name in (b"one", b"two")] == [two, one]
 
 
 async def test_what_was_closed_survives_both_the_mount_and_the_inode_table(real: Real) -> None:

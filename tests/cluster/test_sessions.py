@@ -69,7 +69,7 @@ async def test_a_mount_whose_connection_broke_goes_on_when_no_other_came(real: R
         first.forget(ino, 1)
         await write_closed(first, b"after", AFTER)
     async with real.mounted() as again:
-        assert {name for _, name, _ in again.names(again.opendir(ROOT_INO), 0)} >= {b"before", b"meanwhile", b"after"}
+        assert {name for _, name, _ in again.names((await again.opendir(ROOT_INO)), 0)} >= {b"before", b"meanwhile", b"after"}
 
 
 @pytest.mark.expected_log(_FENCED)
@@ -77,7 +77,7 @@ async def test_a_mount_whose_connection_broke_goes_on_when_no_other_came(real: R
 async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_is_back(real: Real) -> None:
     async with gated(real) as (gate, first):
         await write_closed(first, b"file", BEFORE)
-        ino = first.lookup(ROOT_INO, b"file").ino
+        ino = (await first.lookup(ROOT_INO, b"file")).ino
         fh = await first.open(ino, os.O_RDWR)
         gate.cut()
         await until(lambda: not real.statistics()["sessions"])

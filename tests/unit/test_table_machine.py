@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
-from gridfs.meta.rows import load_page, pages
-from gridfs.meta.table import RENAME_EXCHANGE, RENAME_NOREPLACE, Table
+from gridfs.meta.rows import apply_rows, take_rows
+from gridfs.meta.table import RENAME_EXCHANGE, RENAME_NOREPLACE, Changes, Table
 from tests.unit.tables import DIRECTORY, FILE, dump
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -185,9 +185,15 @@ class TableMachine(RuleBasedStateMachine):
             assert (inode.entries, inode.xattrs or {}) == (entries, entry.xattrs)
 
     def teardown(self) -> None:
+        everything = Changes()
+        everything.inodes.update(self.table.inodes)
+        everything.names.update(
+            ((ino, name), None) for ino in self.table.inodes for name in self.table.inodes[ino].entries or {}
+        )
+        everything.chunks.update((ino, index) for ino, index, _ in self.table.directory)
         replica = Table()
-        for page in pages(self.table):
-            load_page(replica, page)
+        while rows := take_rows(self.table, everything, Changes()):
+            apply_rows(replica, rows)
         replica.next_ino = self.table.next_ino
         assert dump(replica) == dump(self.table)
 

@@ -24,10 +24,16 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"values": ("gridfs", *(f"gridfs.{name}" for name in ("types", "errors", "config", "buffers", "logs")))},
     {"stream": ("gridfs.stream.*",), "node": ("gridfs.node",)},
     {
-        "meta": tuple(f"gridfs.meta{name}" for name in ("", ".table", ".inode", ".directory", ".rows", ".store", ".server")),
+        "meta": tuple(
+            f"gridfs.meta{name}"
+            for name in (
+                *("", ".table", ".inode", ".directory", ".rows", ".store"),
+                *(".lease", ".session", ".holders", ".engine", ".service", ".server"),
+            )
+        ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
-    {"meta": ("gridfs.meta.client",), "chunk": ("gridfs.chunk.client",), "cluster": ("gridfs.cluster.*",)},
+    {"meta": ("gridfs.meta.client", "gridfs.meta.uplink"), "chunk": ("gridfs.chunk.client",), "cluster": ("gridfs.cluster.*",)},
     {"vfs": ("gridfs.vfs.*",)},
     {"mount": ("mount.*",), "scheduler": ("scheduler.*",)},
     {"cli": ("gridfs.cli.*",), "mount": ("mount.__main__",), "scheduler": ("scheduler.__main__",)},
@@ -46,7 +52,7 @@ STRANGERS = (
 """Pairs of which the first never imports the second, whatever their floors."""
 
 OWNERS: dict[str, tuple[str, ...]] = {
-    "pyfuse3": ("mount.operations", "mount.session", "tools.nullfs"),
+    "pyfuse3": ("mount.operations", "mount.session", "mount.kernel", "tools.nullfs"),
     "psutil": ("gridfs.node",),
     "ray": (
         *("gridfs.cluster", "gridfs.chunk.server", "gridfs.chunk.objects"),
@@ -54,7 +60,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     ),
     "sqlite3": ("gridfs.meta.store",),
     "trio": (
-        *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.client"),
+        *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
+        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs"),
     ),

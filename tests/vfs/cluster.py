@@ -17,7 +17,7 @@ from gridfs.chunk.client import ChunkClient
 from gridfs.chunk.server import ChunkService
 from gridfs.config import GIB, MIB
 from gridfs.meta.client import MetaClient
-from gridfs.meta.server import MetaService
+from gridfs.meta.service import MetaService
 from gridfs.meta.store import Store
 from gridfs.stream.endpoint import Endpoint
 from gridfs.types import Address, Endpoints, NodeSample, PlacementMap, PlacementNode
@@ -65,7 +65,8 @@ class Cluster:
     def __init__(self, directory: Path, nursery: trio.Nursery, nodes: int, capacity_bytes: int) -> None:
         self.secret = secrets.token_bytes(32)
         self._nursery = nursery
-        self.meta = MetaService(Store(directory / "inodes.sqlite"))
+        self.meta = MetaService(Store(directory / "inodes.sqlite"), self.secret)
+        nursery.start_soon(self.meta.run)
         self._meta_endpoint = Endpoint(Address("127.0.0.1", 0), self.secret, self.meta)
         nursery.start_soon(self._meta_endpoint.serve)
         self.nodes = [self._start_node(f"node{number}", capacity_bytes) for number in range(1, nodes + 1)]
@@ -91,12 +92,12 @@ class Cluster:
         self.meta.publish(PlacementMap(self._epoch, tuple(rows)).pack())
 
     @asynccontextmanager
-    async def mounted(self) -> AsyncIterator[Filesystem]:
+    async def mounted(self, mountpoint: str = "/mnt") -> AsyncIterator[Filesystem]:
         """A filesystem attached to the cluster. Leaving the context is a crash: nothing is settled."""
         async with trio.open_nursery() as nursery:
-            meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), "/mnt")
+            meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), mountpoint)
             await nursery.start(meta.run)
-            chunks = ChunkClient(self.secret, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle)
+            chunks = ChunkClient(self.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
             filesystem = Filesystem(meta, chunks)
             await nursery.start(filesystem.run)
@@ -105,7 +106,7 @@ class Cluster:
 
     def check(self) -> None:
         """Assert every server's invariants."""
-        assert self.meta.table.check() == []
+        assert self.meta.engine.table.check() == []
         for node in self.nodes:
             assert node.service.chunks.check() == []
 

@@ -34,7 +34,7 @@ async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> i
 
 async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
     """The content of a file."""
-    attributes = filesystem.lookup(ROOT_INO, name)
+    attributes = await filesystem.lookup(ROOT_INO, name)
     fh = await filesystem.open(attributes.ino, os.O_RDONLY)
     content = bytes(await filesystem.read(fh, 0, attributes.size))
     await filesystem.release(fh)
@@ -45,17 +45,17 @@ async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
 async def the_table_cut_off(cluster: Cluster) -> AsyncIterator[None]:
     """Meanwhile the inode table's server carries out nothing; at the end the connections that asked are lost."""
     back = trio.Event()
-    apply = cluster.meta.methods["apply"]
+    ops = cluster.meta.methods["ops"]
 
     async def wait_and_fail(*_: object) -> Answer:
         await back.wait()
         raise ConnectionLost("cut off")
 
-    cluster.meta.methods["apply"] = wait_and_fail
+    cluster.meta.methods["ops"] = wait_and_fail
     try:
         yield
     finally:
-        cluster.meta.methods["apply"] = apply
+        cluster.meta.methods["ops"] = ops
         back.set()
         await trio.testing.wait_all_tasks_blocked(0.05)
 
@@ -97,7 +97,7 @@ async def test_bytes_beyond_the_durable_size_never_come_back(tmp_path: Path) -> 
                 while cluster.used_bytes < len(b"oneLOST"):
                     await trio.sleep(0.01)
             async with cluster.mounted() as filesystem:
-                size = filesystem.lookup(ROOT_INO, b"file").size
+                size = (await filesystem.lookup(ROOT_INO, b"file")).size
                 await filesystem.change(ino, size=7)
                 assert await read_all(filesystem, b"file") == (b"one" + bytes(4) if size == 3 else b"oneLOST")
                 assert cluster.used_bytes == size
@@ -124,8 +124,8 @@ async def test_many_large_attributes_can_be_sent_and_attached_again(tmp_path: Pa
                     await filesystem.set_xattr(ino, b"user.large", bytes(64 * KIB))
                 await filesystem.fsync_names()
             async with cluster.mounted() as filesystem:
-                ino = filesystem.lookup(ROOT_INO, b"199").ino
-                assert filesystem.get_xattr(ino, b"user.large") == bytes(64 * KIB)
+                ino = (await filesystem.lookup(ROOT_INO, b"199")).ino
+                assert (await filesystem.get_xattr(ino, b"user.large")) == bytes(64 * KIB)
 
 
 async def test_a_file_removed_before_the_crash_leaves_no_bytes(tmp_path: Path) -> None:
