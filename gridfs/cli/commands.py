@@ -103,7 +103,6 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     record = cluster.ClusterRecord.load()
     point = mounts.canonical(mountpoint)
     mounts.check_mountable(point)
-    mounts.check_alone(point)
     cluster.connect(record)
     try:
         endpoints = cluster.resolve()
