@@ -56,7 +56,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.client"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
-        *("gridfs.vfs", "mount", "tools.nullfs"),
+        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
