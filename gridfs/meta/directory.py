@@ -54,10 +54,12 @@ class ChunkDirectory:
 
     def drop_from(self, ino: int, first_index: int) -> list[int]:
         """Forget the inode's chunks from `first_index` on; returns their indices."""
+        if ino not in self._chunks:
+            return []
         chunks = self.chunks(ino)
         dropped = [index for index in chunks if index >= first_index]
         if len(dropped) == len(chunks):
-            self._chunks.pop(ino, None)
+            del self._chunks[ino]
         elif dropped:
             self._chunks[ino] = {index: servers for index, servers in chunks.items() if index < first_index}
         self._count -= len(dropped)
