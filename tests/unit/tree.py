@@ -63,7 +63,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
-        *("gridfs.vfs", "mount", "tools.nullfs"),
+        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
