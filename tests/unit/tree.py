@@ -24,7 +24,10 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"values": ("gridfs", *(f"gridfs.{name}" for name in ("types", "errors", "config", "buffers", "logs")))},
     {"stream": ("gridfs.stream.*",), "node": ("gridfs.node",)},
     {
-        "meta": tuple(f"gridfs.meta{name}" for name in ("", ".table", ".inode", ".directory", ".rows", ".store", ".server")),
+        "meta": (
+            *(f"gridfs.meta{name}" for name in ("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory")),
+            *(f"gridfs.meta{name}" for name in (".rows", ".store", ".server")),
+        ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
     {"meta": ("gridfs.meta.client",), "chunk": ("gridfs.chunk.client",), "cluster": ("gridfs.cluster.*",)},
