@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import Inode
-from gridfs.meta.table import Op
+from gridfs.meta.table import Op, moves_atime, without_privileges
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data
@@ -28,14 +29,14 @@ from gridfs.vfs.handles import Handles
 log = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
-_DAY_NS = 24 * 3600 * 10**9
 
 
 class Caller(NamedTuple):
-    """Who makes a new inode."""
+    """Who makes a new inode; a default ACL of its directory overrules the umask."""
 
     uid: int
     gid: int
+    umask: int = 0
 
 
 class Space(NamedTuple):
@@ -104,7 +105,8 @@ class Filesystem:
         """A new inode of the type in `mode`; counted as held. Raises as `Table.make`."""
         await self._meta.ready()
         ino = self._meta.table.next_ino
-        inode = self._meta.apply(("make", self._clock_ns(), ino, parent, name, mode, *caller, rdev, target))
+        who = (caller.uid, caller.gid)
+        inode = self._meta.apply(("make", self._clock_ns(), ino, parent, name, mode, *who, rdev, target, caller.umask))
         return self._hold(inode)
 
     async def link(self, ino: int, parent: int, name: bytes) -> Attributes:
@@ -218,8 +220,7 @@ class Filesystem:
     def _touch(self, ino: int) -> None:
         """Move atime as `relatime` does: when it is not newer than the last change, or a day old (mount(8))."""
         inode, now_ns = self._meta.table.inode(ino), self._clock_ns()
-        stale = inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS
-        if stale and not self._meta.failure:
+        if moves_atime(inode, now_ns) and not self._meta.failure:
             self._meta.apply(("touch", now_ns, ino))
 
     async def space(self) -> Space:
@@ -240,9 +241,9 @@ class Filesystem:
         """listxattr(2)."""
         return list(self._meta.table.inode(ino).xattrs or {})
 
-    async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+    async def set_xattr(self, ino: int, name: bytes, value: bytes, clears_setgid: bool = False) -> None:
         """setxattr(2). Raises as `Table.set_xattr`."""
-        await self._apply(("set_xattr", self._clock_ns(), ino, name, bytes(value)))
+        await self._apply(("set_xattr", self._clock_ns(), ino, name, bytes(value), 0, clears_setgid))
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         """removexattr(2). Raises ENODATA."""
@@ -250,8 +251,14 @@ class Filesystem:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    async def open(self, ino: int, flags: int) -> int:
-        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+    async def open(self, ino: int, flags: int, clears_setuid: bool = False) -> int:
+        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL.
+
+        `clears_setuid` is for an O_TRUNC by any user but root: the kernel clears setuid and setgid for all other writes.
+        """
+        mode = self._meta.table.inode(ino).mode
+        if clears_setuid and flags & os.O_TRUNC and without_privileges(mode) != mode:
+            await self.change(ino, mode=without_privileges(mode))
         return await self.data.open(ino, flags)
 
     async def read(self, fh: int, offset: int, length: int) -> Any:
