@@ -63,18 +63,18 @@ async def attach(port: int) -> None:
         await nursery.start(meta.run)
         attach_s = time.perf_counter() - started
         grown = resident_bytes() - before
-        list_s, listed = timed(lambda: list_largest(meta))
+        filesystem, fh = await open_largest(meta)
+        list_s, listed = timed(lambda: sum(1 for _ in filesystem.names(fh, 0)) - len((b".", b"..")))
         pause_s, _ = timed(gc.collect)
         say({"attach_s": attach_s, "bytes": grown, "list_s": list_s, "listed": listed, "pause_s": pause_s})
         nursery.cancel_scope.cancel()
 
 
-def list_largest(meta: MetaClient) -> int:
-    """Every name of the largest directory below the root, with its attributes; returns how many there are."""
-    filesystem = Filesystem(meta, ChunkClient(SECRET, meta.client_id, meta.epoch, lambda: meta.placement, meta.settle))
+async def open_largest(meta: MetaClient) -> tuple[Filesystem, int]:
+    """A filesystem, and a handle of the largest directory below the root."""
+    filesystem = Filesystem(meta, ChunkClient(SECRET, lambda: meta.client_identity, lambda: meta.placement, meta.settle))
     entries = meta.table.directory_entries
-    fh = filesystem.opendir(max(entries(ROOT_INO).values(), key=lambda ino: len(entries(ino))))
-    return sum(1 for _ in filesystem.names(fh, 0)) - len((b".", b".."))
+    return filesystem, await filesystem.opendir(max(entries(ROOT_INO).values(), key=lambda ino: len(entries(ino))))
 
 
 if __name__ == "__main__":

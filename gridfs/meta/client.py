@@ -19,7 +19,7 @@ import trio
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, LEASE, SHARED
-from gridfs.meta.rows import Page, apply_rows, load_page
+from gridfs.meta.rows import Page, apply_rows, load_page, loading
 from gridfs.meta.table import Op, Table
 from gridfs.meta.uplink import Batch, Call, Uplink
 from gridfs.stream.connection import Connection
@@ -277,8 +277,9 @@ class MetaClient:
         """Fetch the whole table, and let the replica be that."""
         table = Table()
         greeting = await _ask(connection, "attach")
-        while page := await _ask(connection, "page"):
-            load_page(table, page)
+        with loading(table):
+            while page := await _ask(connection, "page"):
+                load_page(table, page)
         table.next_ino = greeting["next_ino"]  # numbers of inodes that are gone are not used again
         self.table, self.alone = table, greeting["alone"]
         self._news = {"boot": greeting["boot"], "number": greeting["applied"], "reply": 0, "turn": 0}

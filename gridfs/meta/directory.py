@@ -57,9 +57,11 @@ class ChunkDirectory:
         if servers:
             self.place(ino, index, servers)
             return
-        chunks = self._chunks.get(ino, {})
-        self._count -= chunks.pop(index, None) is not None
-        if not chunks:
+        left = {other: held for other, held in self.chunks(ino).items() if other != index}
+        self._count -= self.count(ino) - len(left)
+        if left:
+            self._chunks[ino] = left
+        else:
             self._chunks.pop(ino, None)
 
     def drop_from(self, ino: int, first_index: int) -> list[int]:

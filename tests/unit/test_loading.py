@@ -6,6 +6,7 @@ import gc
 import sqlite3
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,11 @@ def test_a_table_loaded_from_its_store_or_in_pages_takes_few_bytes_an_inode(path
         from_store = load(path)
         store_bytes = tracemalloc.get_traced_memory()[0]
         replica = Table()
-        for page in rows.pages(from_store):
-            rows.load_page(replica, page)
+        with closing(Store(path)) as store:
+            page = None
+            for page in store.snapshot():
+                rows.load_page(replica, page)
+            del page
         replica_bytes = tracemalloc.get_traced_memory()[0] - store_bytes
     finally:
         tracemalloc.stop()

@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "meta": tuple(
             f"gridfs.meta{name}"
             for name in (
-                *("", ".table", ".inode", ".directory", ".rows", ".store"),
+                *("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory", ".rows", ".store"),
                 *(".lease", ".session", ".holders", ".engine", ".service", ".server"),
             )
         ),
