@@ -12,16 +12,17 @@ import os
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, LEASE, SHARED
-from gridfs.meta.rows import Page, apply_rows, load_page, loading
+from gridfs.meta.rows import apply_rows, load_page, loading
 from gridfs.meta.table import Op, Table
 from gridfs.meta.uplink import Batch, Call, Uplink
+from gridfs.meta.watcher import Watcher
 from gridfs.stream.connection import Connection
 from gridfs.types import NO_PLACEMENT, Endpoints, PlacementMap
 
@@ -38,25 +39,6 @@ OPS_TIMEOUT_S, NEWS_TIMEOUT_S = 40.0, 8.0
 """Patience with the server: it may have to fence a mount that hangs before it answers ops; news comes every second."""
 PLACEMENT_TIMEOUT_S = 10.0
 """How long an attaching mount waits for the first map; the scheduler publishes every second, and restarts within a few."""
-
-
-class Watcher(Protocol):
-    """Who has to know when the replica changes by itself. Nothing is answered to other mounts before these return."""
-
-    async def changed(self, pages: list[Page]) -> None:
-        """Rows have been changed by others."""
-
-    async def joined(self) -> None:
-        """Another mount is about to attach: from now on nothing may be relied on that was not asked for just now."""
-
-    async def reloaded(self) -> None:
-        """The replica is another one: anything may have changed."""
-
-    def restarted(self) -> None:
-        """The server has restarted, and forgotten which orphans are not held here."""
-
-    def is_clean(self) -> bool:
-        """True while nothing was written that is not safe: then a fenced mount may begin anew."""
 
 
 class MetaClient:

@@ -225,7 +225,6 @@ def test_what_is_made_inherits_the_default_acl(shared: Path) -> None:
     assert [mode_of(shared / name) for name in ("file", "d", "fifo", "d/below")] == [0o660, 0o750, 0o600, 0o770]
 
 
-@pytest.mark.differs(**{"fuse.gridfs": "the kernel takes the umask off before the filesystem is asked"})
 def test_a_default_acl_counts_in_place_of_the_umask(root: Path) -> None:
     """umask(2): it is ignored where the directory has a default ACL, and counts where it has none."""
     os.umask(0o077)

@@ -33,7 +33,11 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
-    {"meta": ("gridfs.meta.client", "gridfs.meta.uplink"), "chunk": ("gridfs.chunk.client",), "cluster": ("gridfs.cluster.*",)},
+    {
+        "meta": ("gridfs.meta.client", "gridfs.meta.uplink", "gridfs.meta.watcher"),
+        "chunk": ("gridfs.chunk.client",),
+        "cluster": ("gridfs.cluster.*",),
+    },
     {"vfs": ("gridfs.vfs.*",)},
     {"mount": ("mount.*",), "scheduler": ("scheduler.*",)},
     {"cli": ("gridfs.cli.*",), "mount": ("mount.__main__",), "scheduler": ("scheduler.__main__",)},
