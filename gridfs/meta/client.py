@@ -256,7 +256,11 @@ class MetaClient:
         return await Connection.open(address, secret, identity, reply_timeout_s=timeout_s)
 
     async def _load(self, connection: Connection) -> None:
-        """Fetch the whole table, and let the replica be that."""
+        """Fetch the whole table, and let the replica be that. Meanwhile nobody waits for us, so nothing may be relied on."""
+        self.state = DARK
+        if self.alone and self.watcher is not None:
+            self.alone = False
+            await _while_talking(connection, self.watcher.joined)
         table = Table()
         greeting = await _ask(connection, "attach")
         with loading(table):
@@ -269,7 +273,7 @@ class MetaClient:
         if not self.placement.epoch:
             self.placement = await self._first_placement(connection)
         if self.watcher is not None:
-            await self.watcher.reloaded()
+            self.watcher.reloaded()
 
     async def _first_placement(self, connection: Connection) -> PlacementMap:
         """The newest map; a server that has just restarted knows none until the scheduler's next cycle, which is waited for.
@@ -361,7 +365,6 @@ class MetaClient:
                 await trio.sleep(HEARTBEAT_S)
                 continue
             if "reload" in news:
-                self.state = DARK
                 await self._load(follow)
                 continue
             await self._take_in(news, follow)

@@ -16,7 +16,7 @@ class Watcher(Protocol):
     async def joined(self) -> None:
         """Another mount is about to attach: from now on nothing may be relied on that was not asked for just now."""
 
-    async def reloaded(self) -> None:
+    def reloaded(self) -> None:
         """The replica is another one: anything may have changed."""
 
     def restarted(self) -> None:

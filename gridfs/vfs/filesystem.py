@@ -145,13 +145,13 @@ class Filesystem:
         """Another mount attaches: what the kernel was told for long must go."""
         await self.kernel.forget_all(self._known())
 
-    async def reloaded(self) -> None:
+    def reloaded(self) -> None:
         """The replica is another one."""
         for file in self._handles.open_files.values():
             if file.ino in self._meta.table.inodes:
                 file.changed_elsewhere()
         self._changed.update(self._lookups)
-        await self.kernel.forget_all(self._known())
+        self.restarted()
 
     def restarted(self) -> None:
         """The server does not know which orphans are unused here."""

@@ -11,7 +11,7 @@ import trio
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
-from gridfs.meta.service import LEASE_S
+from gridfs.meta.members import LEASE_S
 from gridfs.vfs.filesystem import Filesystem
 from tests.cluster.gate import gated
 from tests.cluster.real import FILE, USER, WAIT_S, Real, attempt, read_all, until, write_closed

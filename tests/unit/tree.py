@@ -28,7 +28,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             f"gridfs.meta{name}"
             for name in (
                 *("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory", ".rows", ".store"),
-                *(".lease", ".session", ".holders", ".engine", ".service", ".server"),
+                *(".lease", ".session", ".holders", ".engine", ".members", ".service", ".server"),
             )
         ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
@@ -65,6 +65,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("gridfs.meta.store",),
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
+        "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
