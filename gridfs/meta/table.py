@@ -320,12 +320,13 @@ class Table:
 
         Raises ENOENT, and EINVAL for what is no regular file.
         """
-        if not self.inode(ino).is_regular:
+        inode = self.inode(ino)
+        if not inode.is_regular:
             raise FilesystemError(errno.EINVAL)
         placed = self.directory.servers(ino, index)
         if not placed:
             placed = tuple(servers)
-            self.directory.place(ino, index, placed)
+            self.directory.place(inode.ino, index, placed)  # the one object that stands for the number
             self.changes.chunks.add((ino, index))
         return placed
 

@@ -310,7 +310,7 @@ class Filesystem:
         return self._attributes(self._meta.table.inode(ino))
 
     def _attributes(self, inode: Inode) -> Attributes:
-        chunks = len(self._meta.table.directory.chunks(inode.ino))
+        chunks = self._meta.table.directory.count(inode.ino)
         return attributes_of(inode, self._handles.open_files.get(inode.ino), chunks)
 
     async def change(self, ino: int, *, size: int | None = None, **changes: int) -> Attributes:

@@ -11,6 +11,7 @@ import trio
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
+from gridfs.meta.lease import SHARED
 from gridfs.meta.members import LEASE_S
 from gridfs.vfs.filesystem import Filesystem
 from tests.cluster.gate import gated
@@ -100,7 +101,6 @@ async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_i
             assert await read_all(second, b"other") == AFTER
 
 
-@pytest.mark.expected_log("stopped talking: fenced")
 @pytest.mark.expected_log(_FENCED)
 @pytest.mark.expected_log(_UNCLEAN)
 @pytest.mark.expected_log(_ENDED)
@@ -116,6 +116,7 @@ async def test_nothing_that_a_hanging_mount_had_under_way_takes_effect_once_it_i
             with trio.fail_after(2 * LEASE_S + WAIT_S):
                 await write_closed(second, b"other", AFTER)
             assert trio.current_time() - began_s > LEASE_S / 2  # it was waited for
+            first._meta.state = SHARED  # as one that goes on in the midst of a write, and does not know yet
             await first.data.write(fh, 0, GHOST)
             await refused(first.data.flush(fh))
             assert await read_all(second, b"file") == BEFORE
@@ -126,7 +127,6 @@ async def test_nothing_that_a_hanging_mount_had_under_way_takes_effect_once_it_i
             assert await read_all(second, b"other") == AFTER
 
 
-@pytest.mark.expected_log("stopped talking: fenced")
 @pytest.mark.expected_log(_FENCED)
 @pytest.mark.expected_log(_AGAIN)
 @pytest.mark.expected_log(_ENDED)
