@@ -76,6 +76,8 @@ class MetaClient:
         self._number = 0
         """The replica has all ops up to this one."""
         self._attached = False
+        self._over = False
+        """The session is lost, and another would hide what was lost with it."""
         self._ops: Connection
         self._new_session()
 
@@ -160,21 +162,25 @@ class MetaClient:
                 self._settling -= 1
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the server. Raises EIO when the session is lost, or nothing has come of it for SETTLE_TIMEOUT_S."""
+        with trio.move_on_after(SETTLE_TIMEOUT_S) as scope:
+            await self._while_not(lambda: bool(self.failure) or condition())
+        self._refuse_if_failed()
+        if scope.cancelled_caught:
+            raise FilesystemError(errno.EIO, f"the inode table has not answered for {SETTLE_TIMEOUT_S} s")
+
+    async def _while_not(self, condition: Callable[[], bool]) -> None:
+        """Wait for the server, which is told without gathering ops; whoever waits bounds it."""
         self._waiting += 1
         self._more.set()
         self._urgent.set()
         try:
-            with trio.move_on_after(SETTLE_TIMEOUT_S):
-                while True:
-                    self._refuse_if_failed()
-                    if condition():
-                        return
-                    await self._progress.wait()
+            while not condition():
+                await self._progress.wait()
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._urgent = trio.Event()
-        raise FilesystemError(errno.EIO, f"the inode table has not answered for {SETTLE_TIMEOUT_S} s")
 
     def _refuse_if_failed(self) -> None:
         if self.failure:
@@ -188,7 +194,7 @@ class MetaClient:
         Raises ConnectionLost or AuthenticationFailed when the first attachment fails. Once attached it raises nothing: a
         session that is lost shows as `failure`, and in the log. One that had nothing to lose is followed by another.
         """
-        while not self.failure or not self.epoch:
+        while not self._over:
             await self._keep_trying(task_status.started)
             await trio.sleep(RETRY_S)
         await trio.sleep_forever()
@@ -235,6 +241,7 @@ class MetaClient:
         self.failure = reason
         self._uplink.fail(FilesystemError(errno.EIO, reason))
         self._signal()
+        self._over = not clean
         if clean:
             self._uplink = Uplink()
             self._new_session()
@@ -390,12 +397,12 @@ class MetaClient:
         if state == LEASE and self.state is not LEASE:
             self._holding = self._uplink.executing is not None
             if self._holding:  # its rows must be here first; then the same news comes again
-                await self._until(lambda: self._uplink.executing is None)
+                await self._while_not(lambda: self._uplink.executing is None)
                 return
         elif state != LEASE:
             if self.state is LEASE:
                 self.state = SHARED  # nothing more is applied here
-            await self._until(lambda: self._uplink.drained)
+            await self._while_not(lambda: self._uplink.drained)
         self.state = {LEASE: LEASE, SHARED: SHARED, DARK: DARK}[state]
         self._news["turn"] = turn
         self._more.set()

@@ -88,10 +88,13 @@ async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_i
             assert await read_all(second, b"file") == BEFORE
             assert not first._meta.failure  # it has not heard of the other one
             await refused(overwrite(first, fh, GHOST))
+            await first.make(USER, ROOT_INO, b"ghost", FILE)  # it takes itself to be alone
             assert await read_all(second, b"file") == BEFORE
             gate.release()
             await until(lambda: first._meta.failure)
             assert "fenced" in str(first._meta.failure)
+            with pytest.raises(FilesystemError):
+                await second.lookup(ROOT_INO, b"ghost")
             await refused(first.make(USER, ROOT_INO, b"new", FILE))
             await refused(first.unlink(ROOT_INO, b"file"))
             await refused(overwrite(first, fh, GHOST))
