@@ -120,8 +120,7 @@ async def test_nothing_that_a_hanging_mount_had_under_way_takes_effect_once_it_i
                 await write_closed(second, b"other", AFTER)
             assert trio.current_time() - began_s > LEASE_S / 2  # it was waited for
             first._meta.state = SHARED  # as one that goes on in the midst of a write, and does not know yet
-            await first.data.write(fh, 0, GHOST)
-            await refused(first.data.flush(fh))
+            await refused(first.data.write(fh, 0, GHOST))
             assert await read_all(second, b"file") == BEFORE
             gate.release()
             await until(lambda: first._meta.failure)
