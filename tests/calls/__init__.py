@@ -14,6 +14,8 @@ import stat
 from typing import NamedTuple, Protocol
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
+FIRST, SECOND, OWN = 1, 2, -1
+"""Handles; `OWN` is for `put` and `get`."""
 
 
 class Attributes(NamedTuple):
@@ -130,20 +132,18 @@ class Calls(Protocol):
 
 def put(calls: Calls, path: str, content: bytes = b"") -> None:
     """Make a file, write its content, close it."""
-    handle = -1
-    calls.open(handle, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+    calls.open(OWN, path, os.O_CREAT | os.O_TRUNC | os.O_RDWR)
     try:
         if content:
-            assert calls.write(handle, 0, content) == len(content)
+            assert calls.write(OWN, 0, content) == len(content)
     finally:
-        calls.close(handle)
+        calls.close(OWN)
 
 
 def get(calls: Calls, path: str) -> bytes:
     """The content of a file."""
-    handle = -1
-    calls.open(handle, path, os.O_RDONLY)
+    calls.open(OWN, path, os.O_RDONLY)
     try:
-        return calls.read(handle, 0, calls.fstat(handle).size)
+        return calls.read(OWN, 0, calls.fstat(OWN).size)
     finally:
-        calls.close(handle)
+        calls.close(OWN)

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.calls.behaviour", "tests.calls.machine")
+pytest.register_assert_rewrite("tests.calls")
