@@ -200,12 +200,14 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        """Some ground to stand on."""
+        """Some ground to stand on: directories, one of them setgid, and open files."""
         self.do(0, "mkdir", TOP)
         for name in ("a", "b", "a/a"):
             self.do(0, "mkdir", f"{TOP}/{name}")
         for handle, name in enumerate(("c", "a/b")):
             self.open(handle, handle, f"{TOP}/{name}", os.O_CREAT)
+        self.do(0, "chown", f"{TOP}/b", 77, 88)
+        self.do(0, "chmod", f"{TOP}/b", 0o2775)
 
     @rule(who=WHO, path=PATHS, mode=st.sampled_from([0o755, 0o700, 0o1777]))
     def mkdir(self, who: int, path: str, mode: int) -> None:
@@ -244,7 +246,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(who=WHO, old=PATHS, new=PATHS, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE]))
     def rename(self, who: int, old: str, new: str, flags: int) -> None:
-        seen_through = old.startswith(f"{new}/") or (flags == RENAME_EXCHANGE and self.model.same(old, new))
+        above = flags == 0 and old.startswith(f"{new}/") and self.model.kind(old) != stat.S_IFDIR
+        seen_through = above or (flags == RENAME_EXCHANGE and self.model.same(old, new))
         if not self.follows(old) and not self.follows(new) and (self.asks_kernel or not seen_through):
             self.do(who, "rename", old, new, flags)
 

@@ -31,6 +31,7 @@ class VfsMachine(Machine):
     def teardown(self) -> None:
         try:
             if self.sound:
+                self.bed.check()
                 self.finish()
                 self.bed.check_empty()
         finally:
