@@ -177,6 +177,33 @@ def overwriting_in_the_middle_keeps_the_rest(calls: Calls) -> None:
     assert get(calls, "file") == content
 
 
+def what_changes_ahead_of_a_reader_is_seen(change: Callable[[Calls, bytearray], object], calls: Calls) -> None:
+    """Who reads from the front has its bytes fetched ahead: they must not be the old ones."""
+    content, step = bytearray(random.Random(6).randbytes(4 * MIB)), MIB // 8
+    put(calls, "file", bytes(content))
+    calls.open(FIRST, "file", os.O_RDWR)
+    for offset in range(0, 4 * MIB, step):
+        if offset == MIB:
+            change(calls, content)
+        assert calls.read(FIRST, offset, step) == content[offset : offset + step]
+    calls.close(FIRST)
+
+
+def _overwrite(calls: Calls, content: bytearray) -> None:
+    calls.write(FIRST, MIB + 5, b"changed")
+    content[MIB + 5 : MIB + 12] = b"changed"
+
+
+def _cut_and_grow(calls: Calls, content: bytearray) -> None:
+    calls.ftruncate(FIRST, MIB + 5)
+    calls.ftruncate(FIRST, 4 * MIB)
+    content[MIB + 5 :] = bytes(3 * MIB - 5)
+
+
+CASES["what_is_overwritten_ahead_of_a_reader_is_seen"] = partial(what_changes_ahead_of_a_reader_is_seen, _overwrite)
+CASES["what_is_cut_ahead_of_a_reader_is_seen"] = partial(what_changes_ahead_of_a_reader_is_seen, _cut_and_grow)
+
+
 @case
 def o_trunc_empties_the_file(calls: Calls) -> None:
     put(calls, "file", b"x" * (9 * MIB))

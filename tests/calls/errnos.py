@@ -45,6 +45,7 @@ WRONG: dict[str, tuple[int, Action]] = {
     "rename onto anything, noreplace": (errno.EEXIST, lambda calls: calls.rename("file", "empty", RENAME_NOREPLACE)),
     "exchange without a partner": (errno.ENOENT, lambda calls: calls.rename("file", "missing", RENAME_EXCHANGE)),
     "exchange below itself": (errno.EINVAL, lambda calls: calls.rename("full", "full/inside", RENAME_EXCHANGE)),
+    "exchange above itself": (errno.EINVAL, lambda calls: calls.rename("full/inside", "full", RENAME_EXCHANGE)),
     "readlink of a file": (errno.EINVAL, lambda calls: calls.readlink("file")),
     "list a file": (errno.ENOTDIR, lambda calls: calls.listdir("file")),
     "truncate a directory": (errno.EISDIR, lambda calls: calls.truncate("empty", 0)),

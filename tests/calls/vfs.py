@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -201,10 +201,11 @@ class VfsCalls:
         self._handles[handle] = self._do(self._open, path, flags, stat.S_IFREG | mode)
 
     async def _open(self, path: str, flags: int, mode: int) -> _Handle:
-        """As the kernel: what is there is looked up and opened, what is not there is made with O_CREAT."""
-        held = AsyncExitStack()
-        async with AsyncExitStack() as failed:
-            failed.push_async_callback(held.aclose)
+        """As the kernel: what is there is looked up and opened, what is not there is made with O_CREAT.
+
+        The kernel keeps the lookup as long as the file is open. Here it is forgotten at once: the handle alone must do.
+        """
+        async with AsyncExitStack() as held:
             parent, name = await held.enter_async_context(self._walk(path))
             try:
                 ino = await self._lookup(held, parent, name)
@@ -217,9 +218,7 @@ class VfsCalls:
             else:
                 if flags & CREATE == CREATE:
                     raise FileExistsError(errno.EEXIST, path)
-            opened = _Handle(ino, await self._open_inode(ino, flags), bool(flags & os.O_DIRECTORY), held)
-            failed.pop_all()
-        return opened
+            return _Handle(ino, await self._open_inode(ino, flags), bool(flags & os.O_DIRECTORY))
 
     async def _open_inode(self, ino: int, flags: int) -> int:
         if flags & os.O_DIRECTORY:
@@ -241,14 +240,13 @@ class VfsCalls:
         self._do(self._close, opened)
 
     async def _close(self, opened: _Handle) -> None:
-        async with opened.held:
-            if opened.directory:
-                await answer(self._filesystem.releasedir, opened.fh)
-                return
-            try:
-                await self._filesystem.data.flush(opened.fh)
-            finally:
-                await self._filesystem.release(opened.fh)
+        if opened.directory:
+            await answer(self._filesystem.releasedir, opened.fh)
+            return
+        try:
+            await self._filesystem.data.flush(opened.fh)
+        finally:
+            await self._filesystem.release(opened.fh)
 
     def read(self, handle: int, offset: int, length: int) -> bytes:
         async def read() -> bytes:
@@ -281,11 +279,12 @@ class VfsCalls:
             self.close(handle)
 
 
-class _Handle:
-    """An open file or directory, and the lookups that the kernel keeps as long as it is open."""
+class _Handle(NamedTuple):
+    """An open file or directory."""
 
-    def __init__(self, ino: int, fh: int, directory: bool, held: AsyncExitStack) -> None:
-        self.ino, self.fh, self.directory, self.held = ino, fh, directory, held
+    ino: int
+    fh: int
+    directory: bool
 
 
 class Bed:
