@@ -27,10 +27,9 @@ CHUNK_BYTES = 8 * MIB
 TIB = 1 << 40
 
 
-def parameters(fails_by: Callable[[str], pytest.MarkDecorator]) -> list[ParameterSet]:
-    """The cases for `parametrize`; those that are known to fail have the mark that `fails_by` makes of the reason."""
-    marks = {name: [fails_by(reason)] for name, reason in times.EXPECTED_TO_FAIL.items()}
-    return [pytest.param(function, id=name, marks=marks.get(name, [])) for name, function in CASES.items()]
+def parameters() -> list[ParameterSet]:
+    """The cases for `parametrize`."""
+    return [pytest.param(function, id=name) for name, function in CASES.items()]
 
 
 def case(function: Case) -> Case:

@@ -96,10 +96,3 @@ CASES: dict[str, Callable[[Calls], None]] = {
         for name in AFTER_A_WRITE
     },
 }
-
-
-EXPECTED_TO_FAIL = {
-    f"ctime after a write: {name}": "the time of a write that the table has not been told of covers every later ctime"
-    for name in ("link", "rename", "unlink", "setxattr")
-}
-"""Case -> which fault of gridfs makes it fail."""

@@ -320,7 +320,7 @@ class Bed:
         assert self.thread.call(self._left) == []
 
     def _left(self) -> list[str]:
-        inodes = [f"inode {ino}" for ino in self._cluster.meta.table.inodes if ino != ROOT_INO]
+        inodes = [f"inode {ino}" for ino in self._cluster.meta.engine.table.inodes if ino != ROOT_INO]
         return inodes + ([f"{self._cluster.used_bytes} bytes"] if self._cluster.used_bytes else [])
 
 

@@ -19,6 +19,6 @@ def calls(root: Path) -> Iterator[Calls]:
     calls.close_all()
 
 
-@pytest.mark.parametrize("case", parameters(lambda reason: pytest.mark.differs(**{"fuse.gridfs": reason})))
+@pytest.mark.parametrize("case", parameters())
 def test_the_mount(case: Case, calls: Calls) -> None:
     case(calls)

@@ -68,7 +68,6 @@ def second_mountpoint(bed: Testbed) -> Iterator[Path]:
         mountpoint.rmdir()
 
 
-@pytest.mark.skip(reason="a second mount is refused")
 def test_random_calls_on_two_mounts_do_what_they_do_on_one_tmpfs(root: Path, second_mountpoint: Path, tmpfs: Path) -> None:
     top = testbed.testbed().mountpoint
     roots = [root, second_mountpoint / root.relative_to(top)]

@@ -19,6 +19,6 @@ def calls(tmp_path: Path) -> Iterator[Calls]:
         cluster.mounts[0].close_all()
 
 
-@pytest.mark.parametrize("case", parameters(lambda reason: pytest.mark.xfail(strict=True, reason=reason)))
+@pytest.mark.parametrize("case", parameters())
 def test_the_vfs(case: Case, calls: Calls) -> None:
     case(calls)

@@ -6,8 +6,6 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from tests.calls.machine import Machine, World, profile
 from tests.calls.vfs import bed
 
@@ -16,8 +14,6 @@ class VfsMachine(Machine):
     """One mount. All times are compared: nothing stands between the calls and the filesystem."""
 
     asks_kernel = False
-    syncs_before_reading = True
-    """Until test_atime's expected failure passes."""
     mount_count = 1
     times: tuple[str, ...] = ("atime_ns", "mtime_ns", "ctime_ns")
 
@@ -45,7 +41,6 @@ class TwoMountsMachine(VfsMachine):
     """
 
     mount_count = 2
-    syncs_before_reading = False
     close_to_open = True
     times = ("mtime_ns", "ctime_ns")
 
@@ -53,5 +48,5 @@ class TwoMountsMachine(VfsMachine):
 TestVfs = VfsMachine.TestCase
 TestVfs.settings = profile(examples=60, steps=40)
 
-TestTwoMounts = pytest.mark.skip(reason="a second mount is refused")(TwoMountsMachine.TestCase)
+TestTwoMounts = TwoMountsMachine.TestCase
 TestTwoMounts.settings = profile(examples=40, steps=40)
