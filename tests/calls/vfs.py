@@ -318,6 +318,8 @@ class Bed:
 
     def _eventually_nothing(self, left: Callable[[], list[Any]]) -> None:
         async def until_nothing() -> None:
+            for filesystem in self._filesystems:
+                await filesystem.fsync_names()
             with trio.move_on_after(CALL_S):
                 while left():
                     await trio.sleep(0.005)
