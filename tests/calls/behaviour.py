@@ -117,6 +117,16 @@ def mknod_makes_a_regular_file(calls: Calls) -> None:
 
 
 @case
+def a_removed_directory_lists_nothing_through_its_handle(calls: Calls) -> None:
+    calls.mkdir("gone")
+    calls.open(FIRST, "gone", os.O_RDONLY | os.O_DIRECTORY)
+    calls.rmdir("gone")
+    assert calls.entries(FIRST) == []
+    assert calls.fstat(FIRST).nlink == 0
+    calls.close(FIRST)
+
+
+@case
 def a_handle_lists_again_after_rewinding(calls: Calls) -> None:
     calls.mkdir("d")
     calls.open(FIRST, "d", os.O_RDONLY | os.O_DIRECTORY)

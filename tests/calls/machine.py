@@ -199,6 +199,7 @@ class Machine(RuleBasedStateMachine):
             self.do(0, "mkdir", f"{TOP}/{name}")
         for handle, name in enumerate(("c", "a/b")):
             self.open(handle, handle, f"{TOP}/{name}", os.O_CREAT)
+        self.opendir(0, f"{TOP}/a/a")
         self.do(0, "chown", f"{TOP}/b", 77, 88)
         self.do(0, "chmod", f"{TOP}/b", 0o2775)
 

@@ -310,14 +310,22 @@ class Bed:
 
     def check_empty(self) -> None:
         """Assert that nothing is left but the root directory, and no bytes, once background work is through."""
+        self._eventually_nothing(self._left)
 
-        async def until_empty() -> None:
+    def check_reaped(self) -> None:
+        """Assert that no file without a name is left, once background work is through."""
+        self._eventually_nothing(lambda: sorted(self._cluster.meta.table.orphans))
+
+    def _eventually_nothing(self, left: Callable[[], list[Any]]) -> None:
+        async def until_nothing() -> None:
+            for filesystem in self._filesystems:
+                await filesystem.fsync_names()
             with trio.move_on_after(CALL_S):
-                while self._left():
+                while left():
                     await trio.sleep(0.005)
 
-        self.thread.call_async(until_empty)
-        assert self.thread.call(self._left) == []
+        self.thread.call_async(until_nothing)
+        assert self.thread.call(left) == []
 
     def _left(self) -> list[str]:
         inodes = [f"inode {ino}" for ino in self._cluster.meta.engine.table.inodes if ino != ROOT_INO]

@@ -17,6 +17,7 @@ def calls(tmp_path: Path) -> Iterator[Calls]:
     with bed(tmp_path) as cluster:
         yield cluster.mounts[0]
         cluster.mounts[0].close_all()
+        cluster.check_reaped()
 
 
 @pytest.mark.parametrize("case", parameters())
