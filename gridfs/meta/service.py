@@ -22,6 +22,7 @@ from gridfs.meta.engine import Engine
 from gridfs.meta.holders import Holders
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, Phase
+from gridfs.meta.loading import Loading
 from gridfs.meta.rows import Page, take_rows
 from gridfs.meta.session import Session
 from gridfs.meta.store import Store
@@ -77,6 +78,7 @@ class MetaService:
             "ops": self.ops,
             "execute": self.execute,
             "snapshot": self.snapshot,
+            "load": Loading(self.engine, self._until_executable).load,
             "leave": self.leave,
             "placement": self.get_placement,
         }
@@ -171,9 +173,10 @@ class MetaService:
         return now_s - session.heard_s > LEASE_S
 
     async def _fence_the_lost(self) -> None:
-        """End the sessions that others would wait for in vain. A sole one is left alone: it may come back at any time."""
+        """End the sessions that others would wait for in vain. A sole one may come back, but if a client waits."""
         for session in list(self.sessions.values()):
-            if len(self.sessions) > 1 and self._is_lost(session) and self.sessions.get(session.id) is session:
+            awaited = len(self.sessions) > 1 or self.lease.phase is Phase.RECALLING
+            if awaited and self._is_lost(session) and self.sessions.get(session.id) is session:
                 if session.ended_s is None:
                     log.warning("epoch %d: the mount on %s stopped talking: fenced", session.epoch, session.identity["host"])
                 else:
@@ -387,13 +390,13 @@ class MetaService:
     async def snapshot(self, peer: Peer) -> Answer:
         """For a client without a replica: begin a snapshot, to be read by `page`. A mount's ops are all in it.
 
-        The result tells the next inode number, and the placement map.
+        The result tells the next inode number, the placement map, and how many mounts there are.
         """
         await self._until_executable("")
         self._client_s = self._monotonic()
         self.engine.save()
         peer.identity["snapshot"] = self._store.snapshot()
-        return Answer({"next_ino": self.engine.table.next_ino, "map": self.placement})
+        return Answer({"next_ino": self.engine.table.next_ino, "map": self.placement, "mounts": len(self.sessions)})
 
     async def leave(self, peer: Peer) -> Answer:
         """The mount ends its session, having settled everything."""

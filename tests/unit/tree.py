@@ -27,14 +27,18 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "meta": tuple(
             f"gridfs.meta{name}"
             for name in (
-                *("", ".table", ".inode", ".directory", ".rows", ".store"),
-                *(".lease", ".session", ".holders", ".engine", ".service", ".server"),
+                *("", ".table", ".inode", ".directory", ".rows", ".store", ".invariants", ".dump"),
+                *(".lease", ".session", ".holders", ".engine", ".loading", ".service", ".server"),
             )
         ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
-    {"meta": ("gridfs.meta.client", "gridfs.meta.uplink"), "chunk": ("gridfs.chunk.client",), "cluster": ("gridfs.cluster.*",)},
-    {"vfs": ("gridfs.vfs.*",)},
+    {
+        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "thin")),
+        "chunk": ("gridfs.chunk.client",),
+        "cluster": ("gridfs.cluster.*",),
+    },
+    {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",)},
     {"mount": ("mount.*",), "scheduler": ("scheduler.*",)},
     {"cli": ("gridfs.cli.*",), "mount": ("mount.__main__",), "scheduler": ("scheduler.__main__",)},
     {"tests": ("tests.*",), "tools": ("tools.*",)},
@@ -61,7 +65,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("gridfs.meta.store",),
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
-        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink"),
+        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink", "gridfs.meta.thin", "gridfs.fsck"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs"),
     ),
