@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -14,6 +15,7 @@ import pyfuse3
 
 from gridfs.config import NAME_MAX_BYTES
 from gridfs.errors import FilesystemError
+from gridfs.meta.acl import ACCESS
 from gridfs.vfs.attributes import Attributes
 from gridfs.vfs.filesystem import Caller, Filesystem
 from mount import control
@@ -55,7 +57,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
-    enable_acl = False
+    enable_acl = True
 
     def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
@@ -176,7 +178,8 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         if control.is_control(name):
             control.refuse_change(name)
-        await self._filesystem.set_xattr(ino, name, value)
+        clears_setgid = name == ACCESS and not _may_keep_setgid(ctx, await self._filesystem.attributes(ino))
+        await self._filesystem.set_xattr(ino, name, value, clears_setgid)
 
     @answers_errno
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
@@ -192,7 +195,7 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return self._opened(ino, await self._filesystem.open(ino, flags))
+        return self._opened(ino, await self._filesystem.open(ino, flags, clears_setuid=ctx.uid != 0))
 
     @answers_errno
     async def create(
@@ -269,4 +272,14 @@ _CHANGES = {
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)
+    """The umask may be off the mode already, by the kernel's doing; taking it off again does no harm."""
+    return Caller(ctx.uid, ctx.gid, ctx.umask)
+
+
+def _may_keep_setgid(ctx: pyfuse3.RequestContext, attributes: Attributes) -> bool:
+    """Whether the caller is root or in the file's group: the kernel knows, and has no way to tell libfuse."""
+    if not attributes.mode & stat.S_ISGID or ctx.uid == 0 or ctx.gid == attributes.gid:
+        return True
+    with contextlib.suppress(OSError):  # the caller may have ended, or live where our /proc does not show it
+        return attributes.gid in pyfuse3.get_sup_groups(ctx.pid)
+    return False

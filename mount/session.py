@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError,
 from gridfs.meta.client import MetaClient
 from gridfs.types import Endpoints
 from gridfs.vfs.filesystem import Filesystem
+from mount import device
 from mount.kernel import KernelCache
 from mount.operations import Operations
 
@@ -61,14 +63,14 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: set[str], mounte
     try:
         async with trio.open_nursery() as nursery:
             filesystem = await _attach(mountpoint, endpoints, nursery)
-            _mount(filesystem, mountpoint, options)
+            unmount = _mount(filesystem, mountpoint, options)
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_hold_read_ahead, mountpoint)
             try:
                 mounted()
                 await pyfuse3.main(TASKS_MIN, TASKS_MAX)
             finally:
-                await _detach(filesystem)
+                await _detach(filesystem, unmount)
             nursery.cancel_scope.cancel()
     except* AuthenticationFailed as refused:
         raise GridfsError(f"the filesystem refused this mount: {refused.exceptions[0]}") from None
@@ -88,18 +90,31 @@ async def _attach(mountpoint: str, endpoints: Endpoints, nursery: trio.Nursery) 
     return filesystem
 
 
-def _mount(filesystem: Filesystem, mountpoint: str, options: set[str]) -> None:
+def _mount(filesystem: Filesystem, mountpoint: str, options: set[str]) -> Callable[[], None]:
+    """Mount; returns what unmounts."""
     fuse_options = {"fsname=gridfs", "subtype=gridfs", "default_permissions", *options}
-    if os.geteuid() == 0:
-        fuse_options.add("allow_other")
+    served, unmount = mountpoint, functools.partial(pyfuse3.close, unmount=True)
     try:
-        pyfuse3.init(Operations(filesystem), mountpoint, fuse_options)
+        if os.geteuid() == 0:
+            fuse_options.add("allow_other")
+            fd = device.mount(mountpoint, options)
+            served, unmount = f"/dev/fd/{fd}", functools.partial(_close, fd, mountpoint)
+        pyfuse3.init(Operations(filesystem), served, fuse_options)
         filesystem.kernel = KernelCache()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise GridfsError(f"cannot mount on {mountpoint} ({error}); is /dev/fuse there, and are you root?") from error
+    return unmount
 
 
-async def _detach(filesystem: Filesystem) -> None:
+def _close(fd: int, mountpoint: str) -> None:
+    """Close the device first: the kernel would ask a daemon that is at its end."""
+    still_there = device.is_mounted(fd)
+    pyfuse3.close(unmount=True)
+    if still_there:
+        device.unmount(mountpoint)
+
+
+async def _detach(filesystem: Filesystem, unmount: Callable[[], None]) -> None:
     """Make everything durable, then let the mountpoint go; what could not be made durable is logged."""
     with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_TIMEOUT_S) as scope:
         try:
@@ -108,7 +123,7 @@ async def _detach(filesystem: Filesystem) -> None:
             log.error("unmounted with changes that could not be made durable: %s", error)
     if scope.cancelled_caught:
         log.error("unmounted with changes that could not be made durable within %s s", SETTLE_TIMEOUT_S)
-    pyfuse3.close(unmount=True)
+    unmount()
     log.info("unmounted")
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from bench_measure import MIB, UNITS, Figures, Workload, measure, warm_up
 from bench_memory import PeakMemory, filesystem_type, find_daemon, mountpoint_of
 from bench_nothing import NothingFailed, nothing
+from bench_scale import scale
 
 ROUNDS_AGAINST = 3
 
@@ -106,15 +107,29 @@ def check_space(directory: Path, workload: Workload) -> None:
         )
 
 
-@click.command(epilog="Example: tools/bench /mnt/gridmem --gib 2 --against-nothing")
+class Bench(click.Group):
+    """A group in which what names no command is what to do with a directory: `tools/bench DIR`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
+            args = ["directory", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Bench, epilog="Example: tools/bench /mnt/gridmem --gib 2 --against-nothing")
+def main() -> None:
+    """Measure. `tools/bench DIR` is short for `tools/bench directory DIR`."""
+
+
+@main.command("directory")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path))
 @click.option("--gib", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Size of the big file.")
-@click.option("--files", type=click.IntRange(min=1), default=2000, show_default=True, help="Number of empty files.")
+@click.option("--files", type=click.IntRange(min=1), default=2000, show_default=True, help="Number of small files.")
 @click.option("--against-nothing", is_flag=True, help="Measure a pyfuse3 filesystem that does nothing in the same run.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Take the median of so many; 3 against nothing, else 1.")
 @click.option("--daemon-pid", type=int, help="The mount daemon whose memory to watch; found by itself if it can be.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(
+def measure_directory(
     directory: Path,
     gib: float,
     files: int,
@@ -123,7 +138,7 @@ def main(
     daemon_pid: int | None,
     as_json: bool,
 ) -> None:
-    """Print what the filesystem that holds DIRECTORY can do: bytes, small reads and names per second."""
+    """Print what the filesystem that holds DIRECTORY can do: bytes, small reads, small files and names per second."""
     workload = Workload(max(int(gib * 1024), 1) * MIB, files)
     check_space(directory, workload)
     rounds = rounds or (ROUNDS_AGAINST if against_nothing else 1)
@@ -143,6 +158,9 @@ def main(
         print()
     else:
         show(found, Console())
+
+
+main.add_command(scale)
 
 
 if __name__ == "__main__":

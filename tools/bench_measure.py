@@ -21,6 +21,7 @@ BLOCK_BYTES = MIB
 SMALL_BYTES = 4096
 RANDOM_READ_S = 3.0
 SEED = 20
+SMALL_FILE = random.Random(SEED).randbytes(16 << 10)
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -38,7 +39,10 @@ UNITS = {
     "rand_read_4k": Unit("random read, 4 KiB, cold", "reads/s"),
     "create": Unit("create", "files/s"),
     "stat": Unit("stat, cold", "files/s"),
+    "rename": Unit("rename", "files/s"),
     "unlink": Unit("unlink", "files/s"),
+    "mkdir": Unit("mkdir", "directories/s"),
+    "small_write": Unit("write of a new file, 16 KiB", "files/s"),
 }
 
 Figures = dict[str, float]
@@ -113,6 +117,26 @@ def create(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
+def create_full(path: Path) -> None:
+    """Make one small file: open, write, close."""
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        if os.write(fd, SMALL_FILE) != len(SMALL_FILE):
+            raise OSError(f"short write to {path}")
+    finally:
+        os.close(fd)
+
+
+def rename(path: Path) -> None:
+    """Give one file another name in its directory."""
+    os.rename(path, renamed(path))
+
+
+def renamed(path: Path) -> Path:
+    """The name after `rename`."""
+    return path.with_suffix(".renamed")
+
+
 def each(action: Callable[[Path], object], paths: list[Path]) -> float:
     """Do `action` to every path. Returns actions/s."""
     started = time.perf_counter()
@@ -151,7 +175,12 @@ def measure(directory: Path, workload: Workload, done: Callable[[str], None]) ->
         record("create", each(create, paths))
         drop_caches(workload)
         record("stat", each(os.stat, paths))
-        record("unlink", each(os.unlink, paths))
+        record("rename", each(rename, paths))
+        record("unlink", each(os.unlink, [renamed(path) for path in paths]))
+        record("mkdir", each(os.mkdir, paths))
+        for path in paths:
+            path.rmdir()
+        record("small_write", each(create_full, paths))
     return figures
 
 

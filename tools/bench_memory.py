@@ -45,6 +45,11 @@ def _serves(process: Path, mountpoint: Path) -> bool:
         return False
 
 
+def resident_bytes() -> int:
+    """The resident memory of this process now."""
+    return int((PROC / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 class PeakMemory:
     """The peak of a process's resident memory, from the moment this is made if the process is ours, else of its life."""
 

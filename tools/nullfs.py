@@ -52,7 +52,11 @@ class Node:
 
 
 class Nothing(pyfuse3.Operations):
-    """Names in dicts, bytes nowhere. A file handle is the inode number. There is no xattr handler: the kernel asks once."""
+    """Names in dicts, bytes nowhere. A file handle is the inode number.
+
+    Every request that gridfs gets comes here too. So there is a handler for extended attributes: without one the kernel would
+    ask once, and not again before each write whether the file has capabilities to lose.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,8 +153,15 @@ class Nothing(pyfuse3.Operations):
         flags: pyfuse3.FlagT,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        """Move the name."""
-        self._nodes[parent_inode_new].children[name_new] = self._nodes[parent_inode_old].children.pop(name_old)
+        """Move the name, over another if there is one."""
+        node = self._nodes[parent_inode_old].children.pop(name_old)
+        if name_new in self._nodes[parent_inode_new].children:
+            self._remove(parent_inode_new, name_new)
+        self._nodes[parent_inode_new].children[name_new] = node
+
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        """No inode has any."""
+        raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """The inode number is the handle."""

@@ -104,7 +104,6 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     cluster.ClusterRecord.load()  # what is wrong with the mountpoint matters only where something is up
     point = mounts.canonical(mountpoint)
     mounts.check_mountable(point)
-    mounts.check_alone(point)
     mounts.write_handoff(point, resolve())
     restore_native_output()
     mounts.become_daemon(point, ",".join(options), foreground=foreground)

@@ -110,14 +110,6 @@ def check_mountable(mountpoint: str) -> None:
         raise GridfsError("mounting needs root, or fusermount3: install the Debian package fuse3")
 
 
-def check_alone(mountpoint: str) -> None:
-    """Raise GridfsError if this home's filesystem is mounted elsewhere: it can be mounted once at a time."""
-    for mount in known():
-        if mount.state == "alive" and mount.mountpoint != mountpoint:
-            other = mount.mountpoint
-            raise GridfsError(f"it is mounted at {other} already, and can be mounted once: run gridfs umount {other} first")
-
-
 def write_handoff(mountpoint: str, endpoints: Endpoints) -> Path:
     """Put what the daemon needs into its file, readable by this user alone; returns the path."""
     path = handoff_path(mountpoint)

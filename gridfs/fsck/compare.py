@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gridfs.config import CHUNK_SIZE_BYTES, format_size
-from gridfs.meta import invariants
 from gridfs.meta.directory import Servers
 from gridfs.meta.inode import Inode
 from gridfs.meta.table import Table
@@ -73,7 +72,7 @@ class Fault:
 
 def faults(look: Look) -> list[Fault]:
     """Everything that is wrong in this look, the table's own faults first."""
-    sound = [Fault(INVARIANT, sentence) for sentence in invariants.broken(look.table)]
+    sound = [Fault(INVARIANT, sentence) for sentence in look.table.check()]
     return [*sound, *_placed_chunks(look), *_held_chunks(look), *_unreaped(look)]
 
 

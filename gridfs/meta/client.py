@@ -12,16 +12,17 @@ import os
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, LEASE, SHARED
-from gridfs.meta.rows import Page, apply_rows, load_page
+from gridfs.meta.rows import apply_rows, load_page, loading
 from gridfs.meta.table import Op, Table
 from gridfs.meta.uplink import Batch, Call, Uplink
+from gridfs.meta.watcher import Watcher
 from gridfs.stream.connection import Connection
 from gridfs.types import NO_PLACEMENT, Endpoints, PlacementMap
 
@@ -36,27 +37,10 @@ RETRY_S = 0.2
 SETTLE_TIMEOUT_S = 60.0
 OPS_TIMEOUT_S, NEWS_TIMEOUT_S = 40.0, 8.0
 """Patience with the server: it may have to fence a mount that hangs before it answers ops; news comes every second."""
+UNMOUNTED = "unmounted"
+"""Why nothing can be done any more after `leave`: what is under way then is answered that the session is over."""
 PLACEMENT_TIMEOUT_S = 10.0
 """How long an attaching mount waits for the first map; the scheduler publishes every second, and restarts within a few."""
-
-
-class Watcher(Protocol):
-    """Who has to know when the replica changes by itself. Nothing is answered to other mounts before these return."""
-
-    async def changed(self, pages: list[Page]) -> None:
-        """Rows have been changed by others."""
-
-    async def joined(self) -> None:
-        """Another mount is about to attach: from now on nothing may be relied on that was not asked for just now."""
-
-    async def reloaded(self) -> None:
-        """The replica is another one: anything may have changed."""
-
-    def restarted(self) -> None:
-        """The server has restarted, and forgotten which orphans are not held here."""
-
-    def is_clean(self) -> bool:
-        """True while nothing was written that is not safe: then a fenced mount may begin anew."""
 
 
 class MetaClient:
@@ -237,6 +221,8 @@ class MetaClient:
 
     def _lose(self, reason: str) -> None:
         """The session is over. Without anything to lose, another begins."""
+        if self.failure == UNMOUNTED:
+            return
         clean = self._uplink.settled and (self.watcher is None or self.watcher.is_clean())
         log.error("this mount's session is lost: %s", reason)
         if not clean:
@@ -274,11 +260,16 @@ class MetaClient:
         return await Connection.open(address, secret, identity, reply_timeout_s=timeout_s)
 
     async def _load(self, connection: Connection) -> None:
-        """Fetch the whole table, and let the replica be that."""
+        """Fetch the whole table, and let the replica be that. Meanwhile nobody waits for us, so nothing may be relied on."""
+        self.state = DARK
+        if self.alone and self.watcher is not None:
+            self.alone = False
+            await _while_talking(connection, self.watcher.joined)
         table = Table()
         greeting = await _ask(connection, "attach")
-        while page := await _ask(connection, "page"):
-            load_page(table, page)
+        with loading(table):
+            while page := await _ask(connection, "page"):
+                load_page(table, page)
         table.next_ino = greeting["next_ino"]  # numbers of inodes that are gone are not used again
         self.table, self.alone = table, greeting["alone"]
         self._news = {"boot": greeting["boot"], "number": greeting["applied"], "reply": 0, "turn": 0}
@@ -286,7 +277,7 @@ class MetaClient:
         if not self.placement.epoch:
             self.placement = await self._first_placement(connection)
         if self.watcher is not None:
-            await self.watcher.reloaded()
+            self.watcher.reloaded()
 
     async def _first_placement(self, connection: Connection) -> PlacementMap:
         """The newest map; a server that has just restarted knows none until the scheduler's next cycle, which is waited for.
@@ -308,9 +299,9 @@ class MetaClient:
     async def leave(self) -> None:
         """End the session, with everything durable; for a clean unmount. Raises as `settle`."""
         await self.settle()
+        self.failure = UNMOUNTED
         with trio.move_on_after(NEWS_TIMEOUT_S):
             await _ask(self._ops, "leave")
-        self.failure = "unmounted"
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
@@ -378,7 +369,6 @@ class MetaClient:
                 await trio.sleep(HEARTBEAT_S)
                 continue
             if "reload" in news:
-                self.state = DARK
                 await self._load(follow)
                 continue
             await self._take_in(news, follow)

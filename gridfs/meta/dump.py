@@ -12,8 +12,8 @@ from typing import Any
 
 from gridfs.config import NAME_MAX_BYTES
 from gridfs.errors import GridfsError
-from gridfs.meta import invariants
-from gridfs.meta.inode import Inode
+from gridfs.meta.inode import ROOT_INO, Inode
+from gridfs.meta.rows import loading
 from gridfs.meta.table import Table
 
 FORMAT, VERSION = "gridfs inode table", 1
@@ -79,11 +79,12 @@ def load(lines: Iterable[bytes]) -> Table:
     Raises GridfsError with a sentence unless they are whole, unchanged, and a sound table.
     """
     reader, number = _Reader(), 0
-    for number, line in enumerate(lines, 1):
-        try:
-            reader.take(line)
-        except _WrongError as wrong:
-            raise GridfsError(f"line {number} of the dump {wrong}: nothing was loaded") from wrong
+    with loading(reader.table):
+        for number, line in enumerate(lines, 1):
+            try:
+                reader.take(line)
+            except _WrongError as wrong:
+                raise GridfsError(f"line {number} of the dump {wrong}: nothing was loaded") from wrong
     if not reader.ended:
         raise GridfsError(f"the dump ends after {number:,} lines, without its last one: nothing was loaded")
     faults = reader.faults()
@@ -128,7 +129,10 @@ class _Reader:
             for kind, count in self._counts.items()
             if self._header[kind] != count
         ]
-        return wrong + invariants.broken(self.table)
+        faults = self.table.check()
+        if ROOT_INO not in self.table.inodes or not self.table.inodes[ROOT_INO].is_directory:
+            faults.append("it has no root directory")
+        return wrong + faults
 
     def _take_header(self, row: dict[str, Any]) -> None:
         if row.get("format") != FORMAT:
@@ -163,8 +167,14 @@ class _Reader:
             raise _WrongError(f"has {name!r}, which is no name")
         if name in directory.entries:
             raise _WrongError(f"has {name!r}, which is there already")
-        directory.entries[name] = ino
+        directory.entries[name] = self._inode(ino).ino
         self._counts["names"] += 1
+
+    def _inode(self, ino: int) -> Inode:
+        inode = self.table.inodes.get(ino)
+        if inode is None:
+            raise _WrongError(f"is about inode {ino}, which does not exist")
+        return inode
 
     def _take_chunk(self, row: dict[str, Any]) -> None:
         ino, index, servers = _number(row, "ino"), _number(row, "index"), row.get("servers")
@@ -172,7 +182,7 @@ class _Reader:
             raise _WrongError("has no list of servers")
         if index < 0 or self.table.directory.servers(ino, index):
             raise _WrongError(f"has chunk {index} of inode {ino}, which is there already or no chunk")
-        self.table.directory.place(ino, index, tuple(servers))
+        self.table.directory.place(self._inode(ino).ino, index, tuple(servers))
         self._counts["chunks"] += 1
 
 

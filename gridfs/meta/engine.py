@@ -13,7 +13,6 @@ from typing import Any
 import trio
 
 from gridfs.errors import FilesystemError
-from gridfs.meta import invariants
 from gridfs.meta.inode import ROOT_INO, Inode
 from gridfs.meta.lease import Lease
 from gridfs.meta.session import Session
@@ -182,7 +181,7 @@ class Engine:
         Raises as `refuse_load`, EINVAL with the first broken invariant, and what `save` raises; nothing has changed then.
         """
         self.refuse_load()
-        faults = invariants.broken(table)
+        faults = table.check()
         if faults:
             raise FilesystemError(errno.EINVAL, f"it is no sound table: {faults[0]}")
         self.save()

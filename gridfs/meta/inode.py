@@ -9,12 +9,17 @@ ROOT_INO = 1
 
 PackedInode = tuple[Any, ...]
 
+_shared: dict[int, int] = {}
+"""Modes and owners, of which there are few: the one object for each value that was met."""
+
 
 class Inode:
     """One inode. Only `Table` changes it.
 
     `entries` (name -> ino, in the order made) is None but for directories, `target` None but for symlinks, `xattrs` None
-    while there are none. `parent` counts for directories only. Times are in nanoseconds since the epoch.
+    while there are none. `parent` is 0 but for directories. Times are in nanoseconds since the epoch.
+
+    There may be millions, and an int takes 32 bytes: equal modes, owners and times of change are one object each.
     """
 
     __slots__ = (
@@ -50,20 +55,26 @@ class Inode:
         self.xattrs: dict[bytes, bytes] | None
         (
             self.ino,
-            self.mode,
-            self.uid,
-            self.gid,
+            mode,
+            uid,
+            gid,
             self.nlink,
             self.size,
             self.rdev,
-            self.parent,
+            parent,
             self.atime_ns,
             self.mtime_ns,
-            self.ctime_ns,
+            ctime_ns,
             self.target,
             self.xattrs,
         ) = packed
-        self.entries: dict[bytes, int] | None = {} if stat.S_ISDIR(self.mode) else None
+        share = _shared.setdefault
+        self.mode, self.uid, self.gid = share(mode, mode), share(uid, uid), share(gid, gid)
+        self.ctime_ns = self.mtime_ns if ctime_ns == self.mtime_ns else ctime_ns
+        self.entries: dict[bytes, int] | None = None
+        self.parent = 0
+        if stat.S_ISDIR(mode):
+            self.entries, self.parent = {}, parent
 
     @property
     def is_directory(self) -> bool:

@@ -17,8 +17,8 @@ _STAGED = "staged"
 class Loading:
     """The request `load`. What has arrived is kept with its connection, and is forgotten with it: nobody sees a part."""
 
-    def __init__(self, engine: Engine, until_executable: Callable[[str], Awaitable[None]]) -> None:
-        self._engine, self._until_executable = engine, until_executable
+    def __init__(self, engine: Engine, until_turn: Callable[[], Awaitable[None]]) -> None:
+        self._engine, self._until_turn = engine, until_turn
 
     async def load(self, peer: Peer, page: Page | None, next_ino: int = 0) -> Answer:
         """Take a page in; after the last, with `page` None, put it all in the place of the server's table, durably.
@@ -26,7 +26,7 @@ class Loading:
         Raises, having changed nothing: EBUSY while a mount is attached, ENOTEMPTY unless there is the root alone, and EINVAL
         when what has arrived is no sound table.
         """
-        await self._until_executable("")  # which ends the session of a mount that has crashed
+        await self._until_turn()  # which ends the session of a mount that has crashed
         self._engine.refuse_load()
         staged: Table = peer.identity.setdefault(_STAGED, Table())
         if page is not None:

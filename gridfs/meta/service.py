@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -17,12 +16,13 @@ from typing import Any
 
 import trio
 
-from gridfs.errors import AuthenticationFailed, FilesystemError
+from gridfs.errors import AuthenticationFailed
 from gridfs.meta.engine import Engine
 from gridfs.meta.holders import Holders
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, Phase
 from gridfs.meta.loading import Loading
+from gridfs.meta.members import Members
 from gridfs.meta.rows import Page, take_rows
 from gridfs.meta.session import Session
 from gridfs.meta.store import Store
@@ -33,10 +33,6 @@ from gridfs.types import NO_PLACEMENT, PlacementMap
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 10.0
-"""A mount that says nothing for this long is fenced as soon as somebody waits for it; it speaks every second."""
-RECONNECT_S = 2.0
-"""The same for one whose connections have ended: its process is gone, or is about to come back."""
 QUIET_S = 1.0
 """A mount gets the lease when no other client has done anything for this long."""
 HEARTBEAT_S = 1.0
@@ -45,9 +41,6 @@ TICK_S = 0.2
 
 class MetaService:
     """What the inode table's server does with connections; lives in one trio thread.
-
-    A session is one mount's membership, with an epoch greater than all before it. A session that is over is *fenced*: it is
-    refused here from that moment on, and the chunk servers refuse it before anyone who waited for it goes on.
 
     What sessions may do is `Lease`'s to say. While one holds the lease, its ops arrive in batches that it has applied
     already, and are durable a little later. In phase SHARED ops are executed here: they are durable, and every session's
@@ -64,12 +57,10 @@ class MetaService:
         self.boot = os.urandom(8).hex()
         self._loaded = self.engine.applied
         """The last op that was durable when this process began: the one point that replicas of before can go on from."""
-        self._changed = trio.Event()
-        self._ending: set[str] = set()
-        """Sessions that are over and of which not every chunk server knows it."""
+        self.members = Members(self.engine, self.holders, monotonic)
         self._client_s = monotonic() - QUIET_S
-        """When a client without a replica last changed something."""
-        self._fence_chunk_servers()
+        """When a client without a replica last had its turn."""
+        self._clients_waiting = 0
         self.methods: Methods = {
             "attach": self.attach,
             "page": self.page,
@@ -78,7 +69,7 @@ class MetaService:
             "ops": self.ops,
             "execute": self.execute,
             "snapshot": self.snapshot,
-            "load": Loading(self.engine, self._until_executable).load,
+            "load": Loading(self.engine, self._until_client_turn).load,
             "leave": self.leave,
             "placement": self.get_placement,
         }
@@ -90,141 +81,61 @@ class MetaService:
             nursery.start_soon(self.engine.keep_saving)
             while True:
                 await trio.sleep(TICK_S)
-                await self._fence_the_lost()
+                await self.members.fence_the_lost()
                 self._grant_to_the_only_one()
 
-    def _signal(self) -> None:
-        """Something that tasks may wait for has changed."""
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for other sessions; bounded, since one that does not do its part is fenced after LEASE_S."""
-        while not condition():
-            await self._changed.wait()
-
-    # -- sessions ----------------------------------------------------------------------------------------------------
+    # -- connections -------------------------------------------------------------------------------------------------
 
     def greet(self, identity: Identity) -> Identity:
-        """Begin a mount's session, or let it come back to it, or refuse it; a client without a replica is welcome."""
+        """Admit a mount to its session, or refuse it; a client without a replica is welcome."""
         role = identity.get("role")
         if role == "client":
             return {}
         if role != "mount":
             raise AuthenticationFailed(f"this server knows no role {role!r}")
-        session = self.sessions.get(identity["id"])
-        if not identity.get("epoch"):
-            if session is None:
-                session = self._begin_session(identity)
-        elif session is None or session.epoch != identity["epoch"]:
-            raise AuthenticationFailed(f"fenced: the session of epoch {identity['epoch']} is over")
+        session = self.members.admit(identity)
         return {"epoch": session.epoch, "seq": session.seq}
 
-    def _begin_session(self, identity: Identity) -> Session:
-        place = (identity["host"], identity["mountpoint"])
-        for other in self.sessions.values():
-            if not other.peers and (other.identity["host"], other.identity["mountpoint"]) == place:
-                other.ended_s = self._monotonic() - LEASE_S  # a mountpoint has one daemon: that one is gone for good
-        self.engine.epoch += 1
-        session = Session({**identity, "epoch": self.engine.epoch}, self.engine.epoch, self._monotonic())
-        self.sessions[session.id] = session
-        self.lease.join(session.id)
-        self.engine.save()
-        self._wake_all()
-        log.info("epoch %d: mounted on %s at %s", self.engine.epoch, identity["host"], identity["mountpoint"])
-        return session
-
     def welcome(self, peer: Peer) -> None:
-        """The session's connection for this stream is this one from now on."""
-        if peer.identity["role"] == "client":
-            return
-        session = self.sessions.get(peer.identity["id"])
-        if session is None:
-            peer.disconnect()
-            return
-        stream = peer.identity["stream"]
-        if stream in session.peers:
-            session.peers[stream].disconnect()
-        session.peers[stream] = peer
-        session.heard_s, session.ended_s = self._monotonic(), None
+        """A mount's connection for this stream is this one from now on."""
+        if peer.identity["role"] == "mount":
+            self.members.welcome(peer)
 
     def goodbye(self, peer: Peer) -> None:
-        """A connection ended; its session stays until somebody has to wait for it."""
-        session = self.sessions.get(peer.identity.get("id", ""))
-        if session is not None and session.peers.get(peer.identity["stream"]) is peer:
-            del session.peers[peer.identity["stream"]]
-            if not session.peers:
-                session.ended_s = self._monotonic()
-                log.info("epoch %d: the mount's connections ended", session.epoch)
-                self._signal()
-
-    def _session(self, peer: Peer) -> Session:
-        """The connection's session. Raises ESTALE when it is over, or the connection is not its newest."""
-        session: Session | None = self.sessions.get(peer.identity.get("id", ""))
-        if session is None or session.peers.get(peer.identity["stream"]) is not peer:
-            raise FilesystemError(errno.ESTALE, "fenced: the session is over")
-        session.heard_s = self._monotonic()
-        return session
-
-    def _is_lost(self, session: Session) -> bool:
-        now_s = self._monotonic()
-        if session.ended_s is not None:
-            return now_s - session.ended_s > RECONNECT_S
-        return now_s - session.heard_s > LEASE_S
-
-    async def _fence_the_lost(self) -> None:
-        """End the sessions that others would wait for in vain. A sole one may come back, but if a client waits."""
-        for session in list(self.sessions.values()):
-            awaited = len(self.sessions) > 1 or self.lease.phase is Phase.RECALLING
-            if awaited and self._is_lost(session) and self.sessions.get(session.id) is session:
-                if session.ended_s is None:
-                    log.warning("epoch %d: the mount on %s stopped talking: fenced", session.epoch, session.identity["host"])
-                else:
-                    log.info("epoch %d: the mount on %s is gone: fenced", session.epoch, session.identity["host"])
-                await self._end(session)
-
-    async def _end(self, session: Session) -> None:
-        """The session is over: first here, then at the chunk servers, and only then for those who wait for it."""
-        del self.sessions[session.id]
-        for peer in list(session.peers.values()):
-            peer.disconnect()
-        self._ending.add(session.id)
-        self._fence_chunk_servers()
-        await self.holders.fenced()
-        self._ending.discard(session.id)
-        self.lease.leave(session.id)
-        self.engine.save()
-        self.engine.reap_unused()
-        self._wake_all()
-
-    def _fence_chunk_servers(self) -> None:
-        self.holders.fence(self.engine.epoch, (session.epoch for session in self.sessions.values()))
-
-    def _wake_all(self) -> None:
-        for session in self.sessions.values():
-            session.wake()
-        self._signal()
+        """A connection ended; a mount's session stays until somebody has to wait for it."""
+        if peer.identity["role"] == "mount":
+            self.members.goodbye(peer)
 
     # -- the lease ---------------------------------------------------------------------------------------------------
 
     def _grant_to_the_only_one(self) -> None:
         """Give the lease to a mount that has been the only one to do anything for a while."""
-        if self.lease.phase is not Phase.SHARED or self._monotonic() - self._client_s < QUIET_S:
+        awaited = self._clients_waiting or self._monotonic() - self._client_s < QUIET_S
+        if self.lease.phase is not Phase.SHARED or awaited:
             return
         following = [session for session in self.sessions.values() if session.number >= 0]
         recent = [session for session in following if self._monotonic() - session.active_s < QUIET_S]
         chosen = recent if recent else following
         if len(chosen) == 1:
             self.lease.grant(chosen[0].id)
-            self._wake_all()
+            self.members.wake_all()
 
     async def _until_executable(self, author: str) -> None:
         """Recall the lease, unless the author may have ops executed; no await follows the last look."""
         while not self.lease.may_execute(author):
             self.lease.recall()
-            self._wake_all()
+            self.members.wake_all()
             turn = self.lease.turn
-            await self._until(lambda turn=turn: self.lease.turn != turn)  # type: ignore[misc]
+            await self.members.until(lambda turn=turn: self.lease.turn != turn)  # type: ignore[misc]
+
+    async def _until_client_turn(self) -> None:
+        """`_until_executable` for a client without a replica; nobody gets the lease before it goes on, and QUIET_S after."""
+        self._clients_waiting += 1
+        try:
+            await self._until_executable("")
+        finally:
+            self._clients_waiting -= 1
+            self._client_s = self._monotonic()
 
     async def _until_seen(self, number: int, author: Session | None) -> None:
         """Wait until every replica but the author's that may be read has the ops up to `number`."""
@@ -233,12 +144,12 @@ class MetaService:
                 session.wake()
 
         def seen() -> bool:
-            if self._ending:
+            if self.members.ending:
                 return False
             others = (session for session in self.sessions.values() if session is not author and session.number >= 0)
             return self.lease.phase is Phase.LEASED or all(session.number >= number for session in others)
 
-        await self._until(seen)
+        await self.members.until(seen)
 
     # -- requests of mounts ------------------------------------------------------------------------------------------
 
@@ -248,22 +159,25 @@ class MetaService:
         It waits until the mounts before it have stopped to rely on being alone, or are fenced. The result tells whether there
         are others (`alone`), this server's `boot`, the number of the last op (`applied`), and the next inode number.
         """
-        session = self._session(peer)
+        session = self.members.session_of(peer)
+        session.number = -1
+        self.lease.join(session.id)
+        self.members.wake_all()
         turn = self.lease.turn
         others = [other for other in self.sessions.values() if other is not session]
-        await self._until(
+        await self.members.until(
             lambda: (
                 self.lease.adopted(turn, but=session.id)
                 and not any(other.ended_s is not None for other in others if other.id in self.sessions)
-                and not self._ending
+                and not self.members.ending
             )
         )
-        self._fence_chunk_servers()
+        self.members.fence_chunk_servers()
         await self.holders.fenced()
-        session = self._session(peer)
+        session = self.members.session_of(peer)
         self.engine.save()
         session.forget_changes()
-        session.snapshot, session.number = self._store.snapshot(), -1
+        session.snapshot, session.base = self._store.snapshot(), self.engine.applied
         alone = len(self.sessions) == 1
         return Answer(
             {"alone": alone, "boot": self.boot, "applied": self.engine.applied, "next_ino": self.engine.table.next_ino}
@@ -277,7 +191,7 @@ class MetaService:
         if peer.identity["role"] == "client":
             snapshot: Iterator[Page] = peer.identity["snapshot"]
             return snapshot
-        return self._session(peer).snapshot
+        return self.members.session_of(peer).snapshot
 
     async def follow(self, peer: Peer, said: dict[str, Any]) -> Answer:
         """The news, as soon as there is any, at the latest after HEARTBEAT_S.
@@ -288,8 +202,8 @@ class MetaService:
         `foreign` ops, and `more` when there are more rows to fetch before number and turn mean anything. With `reload` alone
         the replica is of another time, and must be loaded again.
         """
-        session = self._session(peer)
-        if said["boot"] != self.boot and said["number"] != self._loaded and self.lease.holder != session.id:
+        session = self.members.session_of(peer)
+        if self._must_reload(session, said):
             return Answer({"reload": True})
         turn = said["turn"] if said["boot"] == self.boot else 0
         session.heard(said["reply"])
@@ -302,15 +216,25 @@ class MetaService:
         with trio.move_on_after(HEARTBEAT_S):
             while not self._has_news(session, turn, said["map"]):
                 await session.news.wait()
-        return Answer(self._news(self._session(peer), said["map"]))
+        return Answer(self._news(self.members.session_of(peer), said["map"]))
+
+    def _must_reload(self, session: Session, said: dict[str, Any]) -> bool:
+        """Whether there are rows that the replica has not been sent and never will be.
+
+        That is so when they were changed before this process began, or before a snapshot which the mount did not get.
+        """
+        if self.lease.held_by == session.id:
+            return False
+        missed = said["number"] < session.base or (said["boot"] != self.boot and said["number"] != self._loaded)
+        return bool(missed)
 
     def _adopt(self, session: Session, turn: int) -> None:
         before = self.lease.turn
         self.lease.adopt(session.id, turn)
         if self.lease.turn == before:
-            self._signal()
+            self.members.signal()
         else:
-            self._wake_all()
+            self.members.wake_all()
 
     def _has_news(self, session: Session, turn: int, map_epoch: int) -> bool:
         if self.lease.turn != turn or self.placement["epoch"] > map_epoch:
@@ -339,11 +263,11 @@ class MetaService:
 
     async def share(self, peer: Peer) -> Answer:
         """The session wants to read its replica: the lease is called back, which `follow` will tell."""
-        session = self._session(peer)
+        session = self.members.session_of(peer)
         session.active_s = self._monotonic()
         if self.lease.phase is not Phase.SHARED:
             self.lease.recall()
-            self._wake_all()
+            self.members.wake_all()
         return Answer()
 
     async def ops(self, peer: Peer, first: int, ops: list[Op], leased: bool, durable: bool) -> Answer:
@@ -353,7 +277,7 @@ class MetaService:
         durable]. ESTALE means that table and replica have parted. Otherwise they are executed, durably and for all to see, and
         the result is [number of the op, [[errno, value or message], ...]]: the author's replica has them with that number.
         """
-        session = self._session(peer)
+        session = self.members.session_of(peer)
         session.active_s = self._monotonic()
         if leased:
             if ops:
@@ -363,7 +287,7 @@ class MetaService:
             return Answer((session.seq, session.saved_seq))
         if first > session.seq:
             await self._until_executable(session.id)
-            self._session(peer)
+            self.members.session_of(peer)
             session.results = [self.engine.execute(session, op) for op in ops]
             session.seq = first + len(ops) - 1
             self.engine.note_changes(session)
@@ -379,8 +303,7 @@ class MetaService:
 
         The result is the op's, an inode as it packs. It is not safe to repeat: a client that hears nothing does not know.
         """
-        await self._until_executable("")
-        self._client_s = self._monotonic()
+        await self._until_client_turn()
         result = self.engine.apply(op)
         self.engine.note_changes(None)
         self.engine.save()
@@ -392,28 +315,20 @@ class MetaService:
 
         The result tells the next inode number, the placement map, and how many mounts there are.
         """
-        await self._until_executable("")
-        self._client_s = self._monotonic()
+        await self._until_client_turn()
         self.engine.save()
         peer.identity["snapshot"] = self._store.snapshot()
         return Answer({"next_ino": self.engine.table.next_ino, "map": self.placement, "mounts": len(self.sessions)})
 
     async def leave(self, peer: Peer) -> Answer:
         """The mount ends its session, having settled everything."""
-        session = self._session(peer)
-        log.info("epoch %d: unmounted on %s", session.epoch, session.identity["host"])
-        del self.sessions[session.id]
-        self.lease.leave(session.id)
-        self._fence_chunk_servers()
-        self.engine.reap_unused()
-        self.engine.save()
-        self._wake_all()
+        self.members.leave(self.members.session_of(peer))
         return Answer()
 
     async def get_placement(self, peer: Peer) -> Answer:
         """The newest placement map; asking for it is also a way for a mount to say that it lives."""
         if peer.identity["role"] == "mount":
-            self._session(peer)
+            self.members.session_of(peer)
         return Answer(self.placement)
 
     # -- what the control plane sees ---------------------------------------------------------------------------------
@@ -442,4 +357,4 @@ class MetaService:
         if placement["epoch"] >= self.placement["epoch"]:
             self.placement = placement
             self.holders.placed()
-            self._wake_all()
+            self.members.wake_all()

@@ -34,6 +34,8 @@ class Session:
         self.results: list[Any] = results or []
         self.number = -1
         """Its replica has all ops up to this one; -1 until it follows."""
+        self.base = 0
+        """The number of the newest snapshot made for it."""
         self.own, self.foreign, self.sent_own, self.sent_foreign = Changes(), Changes(), Changes(), Changes()
         self.reply = 0
         self.snapshot: Iterator[Page] = iter(())

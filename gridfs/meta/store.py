@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from gridfs.errors import GridfsError
-from gridfs.meta.rows import Page, load_chunks, load_inodes, load_names, pack_inode, paged
+from gridfs.meta.rows import Page, load_chunks, load_inodes, load_names, loading, pack_inode, paged
 from gridfs.meta.table import Changes, Table
 
 FORMAT = 2
@@ -64,9 +64,10 @@ class Store:
 
     def _load(self) -> Table:
         table = Table()
-        load_inodes(table, (row for (row,) in self._database.execute("SELECT row FROM inodes")))
-        load_names(table, self._database.execute("SELECT parent, name, ino FROM names ORDER BY parent, position"))
-        load_chunks(table, self._database.execute("SELECT ino, idx, servers FROM chunks"))
+        with loading(table):
+            load_inodes(table, (row for (row,) in self._database.execute("SELECT row FROM inodes")))
+            load_names(table, self._database.execute("SELECT parent, name, ino FROM names ORDER BY parent, position"))
+            load_chunks(table, self._database.execute("SELECT ino, idx, servers FROM chunks"))
         table.next_ino = max(table.next_ino, self.fact("next_ino", 0))
         return table
 

@@ -4,7 +4,10 @@
 number: the time, new inode numbers and the caller's identity travel inside the op, so two tables that were equal and applied
 the same ops are equal. That is what lets a mount answer from its own replica and send the ops on afterwards.
 
-Permission bits, the sticky bit and the clearing of setuid and setgid are enforced by the kernel (`default_permissions`).
+What has to do with extended attributes stands in `gridfs.meta.xattrs`, and with ACLs in `gridfs.meta.acl`.
+
+Who may do what is the kernel's to enforce (`default_permissions`): permission bits, ACLs, the sticky bit, who may set times,
+and that a write or chmod by the wrong user clears setuid or setgid.
 """
 
 from __future__ import annotations
@@ -19,24 +22,20 @@ from gridfs.config import (
     FILE_SIZE_MAX_BYTES,
     NAME_MAX_BYTES,
     SYMLINK_MAX_BYTES,
-    XATTR_SIZE_MAX_BYTES,
 )
 from gridfs.errors import FilesystemError
+from gridfs.meta import xattrs
 from gridfs.meta.directory import ChunkDirectory, Servers
 from gridfs.meta.inode import ROOT_INO, Inode
+from gridfs.meta.invariants import faults
 
 Op = tuple[Any, ...]
 """(kind, *arguments): the kind names a method of `Table` and the arguments are plain values that msgpack carries."""
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
-XATTR_CREATE, XATTR_REPLACE = 1, 2  # linux/xattr.h
-_XATTR_LIST_MAX_BYTES = 64 << 10
-"""XATTR_LIST_MAX of Linux: names that would not fit a listing are refused when they are set."""
-
-_XATTR_TOTAL_MAX_BYTES = 1 << 20
-"""Values of one inode together: an inode travels as one row, which must fit a frame many times over."""
-_XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
-"""xattr(7); who may use which is the kernel's to enforce."""
+LINKS_MAX = (1 << 31) - 1
+"""Names of a file and subdirectories of a directory: what nlink can count in FUSE and in every stat(2), as on XFS."""
+_DAY_NS = 24 * 3600 * 10**9
 
 _KINDS = (
     *("format", "make", "link", "unlink", "rmdir", "rename", "reap", "change", "extend", "touch"),
@@ -134,21 +133,25 @@ class Table:
         gid: int,
         rdev: int = 0,
         target: bytes | None = None,
+        umask: int = 0,
     ) -> Inode:
         """A new file, directory, symlink, fifo, socket or device, as the type in `mode` says; returns its inode.
 
-        Raises ENOENT (no such directory), ENOTDIR, EEXIST, ENAMETOOLONG, EINVAL. A setgid directory hands down its group,
-        and to directories the setgid bit (inode(7)).
+        Raises ENOENT (no such directory), ENOTDIR, EEXIST, ENAMETOOLONG, EINVAL, EMLINK. A setgid directory hands down its
+        group, and to directories the setgid bit (inode(7)). A default ACL counts in place of the umask (acl(5)).
         """
-        parent = self._parent_for_new_name(parent_ino, name)
         if target is not None and not 0 < len(target) <= SYMLINK_MAX_BYTES:
             raise FilesystemError(errno.ENAMETOOLONG if target else errno.ENOENT)
+        parent = self._parent_for_new_name(parent_ino, name)
         is_directory = stat.S_ISDIR(mode)
+        if is_directory:
+            _refuse_another_link(parent)
+        kept, mode = xattrs.inherited(parent, mode, umask)
         if parent.mode & stat.S_ISGID:
             gid = parent.gid
             mode |= stat.S_ISGID if is_directory else 0
         nlink, size = (2, 0) if is_directory else (1, len(target or b""))
-        inode = Inode((ino, mode, uid, gid, nlink, size, rdev, parent_ino, now_ns, now_ns, now_ns, target, None))
+        inode = Inode((ino, mode, uid, gid, nlink, size, rdev, parent_ino, now_ns, now_ns, now_ns, target, kept))
         self.inodes[ino] = inode
         self.next_ino = max(self.next_ino, ino + 1)
         parent.nlink += is_directory
@@ -156,13 +159,14 @@ class Table:
         return inode
 
     def link(self, now_ns: int, ino: int, parent_ino: int, name: bytes) -> Inode:
-        """Another name for `ino`. Raises EPERM for a directory, ENOENT for an orphan, and what `make` raises."""
+        """Another name for `ino`. Raises EPERM for a directory, ENOENT for an orphan, EMLINK, and what `make` raises."""
         inode = self.inode(ino)
         parent = self._parent_for_new_name(parent_ino, name)
         if inode.is_directory:
             raise FilesystemError(errno.EPERM)
         if not inode.nlink:
             raise FilesystemError(errno.ENOENT)
+        _refuse_another_link(inode)
         inode.nlink += 1
         inode.ctime_ns = now_ns
         self._enter(parent, name, inode, now_ns)
@@ -191,8 +195,8 @@ class Table:
     ) -> Inode | None:
         """rename(2) and renameat2(2): returns the inode that lost its name to the moved one, if one did.
 
-        Raises ENOENT, ENOTDIR, EISDIR, ENOTEMPTY, EEXIST (NOREPLACE), ENAMETOOLONG, and EINVAL for a directory moved below
-        itself or unknown flags. Renaming to another link of the same inode does nothing (POSIX rename).
+        Raises ENOENT, ENOTDIR, EISDIR, ENOTEMPTY, EEXIST (NOREPLACE), ENAMETOOLONG, EMLINK, and EINVAL for a directory moved
+        below itself or unknown flags. Renaming to another link of the same inode does nothing (POSIX rename).
         """
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise FilesystemError(errno.EINVAL)
@@ -204,6 +208,7 @@ class Table:
             if flags == RENAME_EXCHANGE:
                 raise FilesystemError(errno.ENOENT)
             self._parent_for_new_name(new_parent_ino, new_name)
+            _refuse_move(inode, parent, new_parent)
         elif flags == RENAME_NOREPLACE:
             raise FilesystemError(errno.EEXIST)
         self._refuse_loop(inode, new_parent_ino)
@@ -249,15 +254,21 @@ class Table:
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
     ) -> Inode:
-        """chmod, chown, truncate and utimens: what is None stays. Raises ENOENT, EISDIR, EINVAL, EFBIG."""
+        """chmod, chown, truncate and utimens: what is None stays. Raises ENOENT, EISDIR, EINVAL, EFBIG.
+
+        A new owner or group of what is no directory takes setuid and setgid away, unless a mode is given too (chown(2)).
+        """
         inode = self.inode(ino)
         if size is not None:
             self._refuse_size(inode, size)
             if size != inode.size:
                 self._drop_chunks(ino, -(-size // CHUNK_SIZE_BYTES))
             inode.size, inode.mtime_ns = size, now_ns
+        if mode is None and not uid is gid is None and not inode.is_directory:
+            inode.mode = without_privileges(inode.mode)
         if mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
+            inode.xattrs = xattrs.after_chmod(inode, inode.mode)
         inode.uid = inode.uid if uid is None else uid
         inode.gid = inode.gid if gid is None else gid
         inode.atime_ns = inode.atime_ns if atime_ns is None else atime_ns
@@ -286,39 +297,21 @@ class Table:
         self.changes.inodes.add(ino)
         return inode
 
-    def set_xattr(self, now_ns: int, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """setxattr(2).
+    def set_xattr(self, now_ns: int, ino: int, name: bytes, value: bytes, flags: int = 0, clears_setgid: bool = False) -> None:
+        """setxattr(2). Raises ENOENT, and as `xattrs.with_xattr`. An access ACL brings the mode bits with it.
 
-        Raises EEXIST (CREATE), ENODATA (REPLACE), E2BIG (the value), ENOSPC (too much in all), ERANGE (the name), and
-        EOPNOTSUPP for a namespace that is not kept here.
+        `clears_setgid` is for an access ACL set by one who is not in the inode's group, as for such a one's chmod.
         """
         inode = self.inode(ino)
-        if not name.startswith(_XATTR_NAMESPACES):
-            raise FilesystemError(errno.EOPNOTSUPP)
-        xattrs = inode.xattrs or {}
-        if len(name) > NAME_MAX_BYTES:
-            raise FilesystemError(errno.ERANGE)
-        if len(value) > XATTR_SIZE_MAX_BYTES:
-            raise FilesystemError(errno.E2BIG)
-        if flags & XATTR_CREATE and name in xattrs:
-            raise FilesystemError(errno.EEXIST)
-        if name not in xattrs:
-            if flags & XATTR_REPLACE:
-                raise FilesystemError(errno.ENODATA)
-            if sum(len(other) + 1 for other in (*xattrs, name)) > _XATTR_LIST_MAX_BYTES:
-                raise FilesystemError(errno.ENOSPC)
-        if sum(map(len, xattrs.values())) - len(xattrs.get(name, b"")) + len(value) > _XATTR_TOTAL_MAX_BYTES:
-            raise FilesystemError(errno.ENOSPC)
-        inode.xattrs = {**xattrs, name: value}
+        inode.xattrs, mode = xattrs.with_xattr(inode, name, value, flags)
+        inode.mode = mode & ~stat.S_ISGID if clears_setgid else mode
         inode.ctime_ns = now_ns
         self.changes.inodes.add(ino)
 
     def remove_xattr(self, now_ns: int, ino: int, name: bytes) -> None:
-        """removexattr(2). Raises ENODATA."""
+        """removexattr(2). Raises ENOENT, ENODATA. The mode bits stay when an ACL goes."""
         inode = self.inode(ino)
-        if not inode.xattrs or name not in inode.xattrs:
-            raise FilesystemError(errno.ENODATA)
-        inode.xattrs = {other: value for other, value in inode.xattrs.items() if other != name} or None
+        inode.xattrs = xattrs.without_xattr(inode, name)
         inode.ctime_ns = now_ns
         self.changes.inodes.add(ino)
 
@@ -386,6 +379,8 @@ class Table:
     def _exchange(self, now_ns: int, one: tuple[Inode, bytes, Inode], other: tuple[Inode, bytes, Inode]) -> None:
         (parent, name, inode), (new_parent, new_name, new_inode) = one, other
         balance = new_inode.is_directory - inode.is_directory
+        if balance and parent is not new_parent:
+            _refuse_another_link(parent if balance > 0 else new_parent)
         parent.nlink += balance
         new_parent.nlink -= balance
         for directory, entry, arrived in ((parent, name, new_inode), (new_parent, new_name, inode)):
@@ -403,8 +398,6 @@ class Table:
             if above == inode.ino:
                 raise FilesystemError(errno.EINVAL)
             above = self.inodes[above].parent
-        if inode.ino == ROOT_INO:
-            raise FilesystemError(errno.EBUSY)
 
     def _refuse_size(self, inode: Inode, size: int) -> None:
         if inode.is_directory:
@@ -419,30 +412,7 @@ class Table:
 
     def check(self) -> list[str]:
         """The invariants that do not hold, one sentence each; empty when all is well."""
-        faults: list[str] = []
-        names = dict.fromkeys(self.inodes, 0)
-        subdirectories = dict.fromkeys(self.inodes, 0)
-        for inode in self.inodes.values():
-            for name, ino in (inode.entries or {}).items():
-                child = self.inodes.get(ino)
-                if child is None:
-                    faults.append(f"name {name!r} in directory {inode.ino} leads to inode {ino}, which does not exist")
-                    continue
-                names[ino] += 1
-                subdirectories[inode.ino] += child.is_directory
-                if child.is_directory and child.parent != inode.ino:
-                    faults.append(f"directory {ino} is in {inode.ino} but says that it is in {child.parent}")
-        for ino, inode in self.inodes.items():
-            named = names[ino] or ino == ROOT_INO
-            expected = (2 + subdirectories[ino] if named else 0) if inode.is_directory else names[ino]
-            if inode.nlink != expected:
-                faults.append(f"inode {ino} has nlink {inode.nlink}, its names make {expected}")
-            if (ino in self.orphans) != (inode.nlink == 0):
-                faults.append(f"inode {ino} with nlink {inode.nlink} is{'' if ino in self.orphans else ' not'} an orphan")
-            if ino >= self.next_ino:
-                faults.append(f"inode {ino} is not below the next number, {self.next_ino}")
-        faults += [f"chunk ({ino}, {index}) has no inode" for ino, index, _ in self.directory if ino not in self.inodes]
-        return faults
+        return faults(self.inodes, self.directory, self.orphans, self.next_ino)
 
 
 def _refuse_replacement(inode: Inode, replaced: Inode) -> None:
@@ -453,3 +423,24 @@ def _refuse_replacement(inode: Inode, replaced: Inode) -> None:
         raise FilesystemError(errno.EISDIR)
     if replaced.entries:
         raise FilesystemError(errno.ENOTEMPTY)
+
+
+def _refuse_move(inode: Inode, parent: Inode, new_parent: Inode) -> None:
+    """EMLINK when rename may not make directory `inode` another one of `new_parent`."""
+    if inode.is_directory and parent is not new_parent:
+        _refuse_another_link(new_parent)
+
+
+def _refuse_another_link(inode: Inode) -> None:
+    if inode.nlink >= LINKS_MAX:
+        raise FilesystemError(errno.EMLINK)
+
+
+def without_privileges(mode: int) -> int:
+    """The mode without setuid, and without setgid where that would lend a group's rights: where the group may execute."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def moves_atime(inode: Inode, now_ns: int) -> bool:
+    """Whether a read moves atime: when it is not newer than the last change, or more than a day old (relatime, mount(8))."""
+    return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import trio
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError, GridfsError
-from gridfs.meta.rows import load_page, pages_of
+from gridfs.meta.rows import load_page, loading, pages_of
 from gridfs.meta.table import Op, Table
 from gridfs.stream.connection import Connection
 from gridfs.stream.standing import standing
@@ -33,10 +33,9 @@ class Snapshot(NamedTuple):
 
 
 class ThinClient:
-    """One connection to the inode table's server; requests are answered one after another.
+    """One connection to the inode table's server; requests are answered one after another. Owned by one task.
 
-    No call takes longer than REPLY_TIMEOUT_S for each request that it makes. All raise ConnectionLost, and FilesystemError with
-    what the server answers.
+    No request takes longer than REPLY_TIMEOUT_S. All raise ConnectionLost, and FilesystemError with what the server answers.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -60,10 +59,16 @@ class ThinClient:
         say("waiting for the mounts' changes")
         told = await self._connection.call("snapshot")
         table, rows = Table(), 0
-        while page := await self._connection.call("page"):
-            load_page(table, page)
-            rows += len(page[1])
-            say(f"reading the inode table: {rows:,} rows")
+        with loading(table):
+            while page := await self._connection.call("page"):
+                try:
+                    load_page(table, page)
+                except KeyError as error:
+                    raise GridfsError(
+                        f"the inode table cannot be read: a row is about inode {error}, which is not in it"
+                    ) from error
+                rows += len(page[1])
+                say(f"reading the inode table: {rows:,} rows")
         table.next_ino = max(table.next_ino, told["next_ino"])
         return Snapshot(table, PlacementMap.unpack(told["map"]), told["mounts"])
 

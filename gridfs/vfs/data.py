@@ -89,16 +89,16 @@ class Data:
         handle = self._handles.file(fh)
         if handle.wrote:
             await self._make_safe(handle.file)
-            await self._meta.deliver()
             handle.raise_error()
+            await self._meta.deliver()
             handle.wrote = False
 
     async def fsync(self, fh: int) -> None:
         """fsync(2): the file's bytes, size and names are safe and durable. Raises as `flush`."""
         handle = self._handles.file(fh)
         await self._make_safe(handle.file)
-        await self._meta.settle()
         handle.raise_error()
+        await self._meta.settle()
 
     async def _make_safe(self, file: File) -> None:
         """Bytes to the chunk servers first, then the size to the inode table."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import ROOT_INO, Inode
 from gridfs.meta.lease import LEASE
 from gridfs.meta.rows import Page, changed_by
+from gridfs.meta.table import moves_atime, without_privileges
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data
@@ -31,14 +33,20 @@ log = logging.getLogger(__name__)
 COMMIT_INTERVAL_S = 1.0
 NEXT_INO = 0
 """In an op: the number that comes next where the op is applied first."""
-_DAY_NS = 24 * 3600 * 10**9
+_CLOCK_REALTIME_COARSE = 5  # linux/time.h
+
+
+def kernel_time_ns() -> int:
+    """The time as the kernel puts it on files: its `touch` comes to us as a time, which a finer clock would run ahead of."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 class Caller(NamedTuple):
-    """Who makes a new inode."""
+    """Who makes a new inode; a default ACL of its directory overrules the umask."""
 
     uid: int
     gid: int
+    umask: int = 0
 
 
 class Space(NamedTuple):
@@ -77,7 +85,7 @@ class Filesystem:
     lives while it is counted there or has an open handle, and is reaped when both end.
     """
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, clock_ns: Callable[[], int] = kernel_time_ns) -> None:
         self._meta, self._chunks, self._clock_ns = meta, chunks, clock_ns
         self._handles = Handles(meta)
         self._lookups: dict[int, int] = defaultdict(int)
@@ -137,13 +145,13 @@ class Filesystem:
         """Another mount attaches: what the kernel was told for long must go."""
         await self.kernel.forget_all(self._known())
 
-    async def reloaded(self) -> None:
+    def reloaded(self) -> None:
         """The replica is another one."""
         for file in self._handles.open_files.values():
             if file.ino in self._meta.table.inodes:
                 file.changed_elsewhere()
         self._changed.update(self._lookups)
-        await self.kernel.forget_all(self._known())
+        self.restarted()
 
     def restarted(self) -> None:
         """The server does not know which orphans are unused here."""
@@ -183,7 +191,8 @@ class Filesystem:
         self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes | None = None
     ) -> Attributes:
         """A new inode of the type in `mode`; counted as held. Raises as `Table.make`."""
-        op = ("make", self._clock_ns(), NEXT_INO, parent, name, mode, *caller, rdev, target)
+        who = (caller.uid, caller.gid)
+        op = ("make", self._clock_ns(), NEXT_INO, parent, name, mode, *who, rdev, target, caller.umask)
         return self._hold(await self._meta.execute(op))
 
     async def link(self, ino: int, parent: int, name: bytes) -> Attributes:
@@ -319,8 +328,7 @@ class Filesystem:
     def _touch(self, ino: int) -> None:
         """Move atime as `relatime` does: when it is not newer than the last change, or a day old (mount(8))."""
         inode, now_ns = self._meta.table.inode(ino), self._clock_ns()
-        stale = inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS
-        if stale:
+        if moves_atime(inode, now_ns):
             self._meta.post(("touch", now_ns, ino))
 
     async def space(self) -> Space:
@@ -343,9 +351,9 @@ class Filesystem:
         await self._meta.readable()
         return list(self._meta.table.inode(ino).xattrs or {})
 
-    async def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
+    async def set_xattr(self, ino: int, name: bytes, value: bytes, clears_setgid: bool = False) -> None:
         """setxattr(2). Raises as `Table.set_xattr`."""
-        await self._meta.execute(("set_xattr", self._clock_ns(), ino, name, bytes(value)))
+        await self._meta.execute(("set_xattr", self._clock_ns(), ino, name, bytes(value), 0, clears_setgid))
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         """removexattr(2). Raises ENODATA."""
@@ -353,8 +361,15 @@ class Filesystem:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    async def open(self, ino: int, flags: int) -> int:
-        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+    async def open(self, ino: int, flags: int, clears_setuid: bool = False) -> int:
+        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL.
+
+        `clears_setuid` is for an O_TRUNC by any user but root: the kernel clears setuid and setgid for all other writes.
+        """
+        await self._meta.readable()
+        mode = self._meta.table.inode(ino).mode
+        if clears_setuid and flags & os.O_TRUNC and without_privileges(mode) != mode:
+            await self.change(ino, mode=without_privileges(mode))
         return await self.data.open(ino, flags)
 
     async def read(self, fh: int, offset: int, length: int) -> Any:

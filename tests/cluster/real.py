@@ -70,6 +70,11 @@ class Real:
         statistics: dict[str, Any] = cluster.call(cluster.find(cluster.INODE_TABLE), "statistics")
         return statistics
 
+    def table_faults(self) -> list[str]:
+        """Broken invariants of the inode table."""
+        faults: list[str] = cluster.call(cluster.find(cluster.INODE_TABLE), "check")
+        return faults
+
     def placement(self) -> PlacementMap:
         """The newest map."""
         return PlacementMap.unpack(self.statistics()["placement"])
@@ -112,14 +117,14 @@ class Real:
         return (told.f_blocks - told.f_bfree) * told.f_frsize
 
     @asynccontextmanager
-    async def mounted(self, inode_table: Address | None = None) -> AsyncIterator[Filesystem]:
+    async def mounted(self, inode_table: Address | None = None, mountpoint: str = "/test") -> AsyncIterator[Filesystem]:
         """A filesystem attached as a mount is. Leaving the context is a crash: nothing is settled.
 
         `inode_table` says by which way that server is reached, if not directly.
         """
         endpoints = Endpoints(inode_table or self.endpoints.inode_table, self.endpoints.secret)
         async with trio.open_nursery() as nursery:
-            meta = MetaClient(endpoints, "/test")
+            meta = MetaClient(endpoints, mountpoint)
             await nursery.start(meta.run)
             chunks = ChunkClient(self.endpoints.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
@@ -127,7 +132,7 @@ class Real:
             await nursery.start(filesystem.run)
             yield filesystem
             nursery.cancel_scope.cancel()
-        await until(lambda: not self.statistics()["sessions"])
+        await until(lambda: mountpoint not in [session["mountpoint"] for session in self.statistics()["sessions"]])
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -117,7 +117,7 @@ async def test_an_op_whose_answer_was_lost_with_the_inode_table_is_not_done_twic
         gate.hold_answers()
         await filesystem.rename(ROOT_INO, b"one", ROOT_INO, b"two", RENAME_EXCHANGE)
         await until(lambda: real.statistics()["applied"] == applied + 1)
-        assert filesystem._meta._queue  # the mount has not heard of it
+        assert filesystem._meta._uplink.applied  # the mount has not heard of it
         real.actor_process("master", "InodeTable").kill()
         gate.cut()  # the answer is gone with the connection
         assert await until(lambda: attempt(lambda: all(map(real.alive, WORKERS))))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.suite.syscalls import let_the_clock_tick, opened, write
+from tests.suite.syscalls import RENAME_EXCHANGE, let_the_clock_tick, opened, renameat2, write
 
 Action = Callable[[Path], object]
 
@@ -84,9 +85,23 @@ FILE_ACTIONS: dict[str, tuple[Action, str]] = {
     "utime": (lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns)), "ctime"),
     "setxattr": (lambda path: os.setxattr(path, "user.note", b"x"), "ctime"),
     "link": (lambda path: os.link(path, path.with_name("another")), "ctime"),
+    "truncate to the size there is": (lambda path: os.truncate(path, 7), "mtime ctime"),
+    "open with O_TRUNC": (lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)), "mtime ctime"),
+    "open with O_CREAT": (lambda path: os.close(os.open(path, os.O_WRONLY | os.O_CREAT)), ""),
+    "write nothing": (lambda path: write_nothing(path), ""),
+    "chmod to the mode there is": (lambda path: path.chmod(0o644), "ctime"),
+    "touch": (lambda path: os.utime(path), "mtime ctime"),
+    "rename": (lambda path: path.rename(path.with_name("renamed")).rename(path), "ctime"),
+    "rename onto itself": (lambda path: path.rename(path), ""),
     "read": (lambda path: path.read_bytes(), ""),
     "stat": (lambda path: path.stat(), ""),
 }
+
+
+def write_nothing(path: Path) -> None:
+    """write(2) of no bytes."""
+    with opened(path, os.O_WRONLY) as fd:
+        os.write(fd, b"")
 
 
 @pytest.mark.parametrize("name", FILE_ACTIONS)
@@ -112,6 +127,8 @@ PARENT_ACTIONS: dict[str, Action] = {
     "rename": lambda top: (top / "file").rename(top / "new"),
     "rename away": lambda top: (top / "file").rename(top.parent / "new"),
     "rename in": lambda top: (top.parent / "outside").rename(top / "new"),
+    "rename over": lambda top: (top.parent / "outside").rename(top / "file"),
+    "exchange": lambda top: renameat2(top.parent / "outside", top / "file", RENAME_EXCHANGE),
 }
 
 
@@ -152,3 +169,63 @@ def test_losing_a_name_moves_ctime(root: Path) -> None:
         after = times(root / "kept")
         assert after[0] == before[0]
         assert after[1] > before[1]
+
+
+def test_being_renamed_over_moves_the_ctime_of_what_lost_its_name(root: Path) -> None:
+    """Seen through another link; its mtime and the new file's mtime stay."""
+    path, other = write(root / "file", b""), write(root / "other", b"")
+    os.link(path, root / "kept")
+    before, other_before = times(path), times(other)
+    let_the_clock_tick(root)
+    other.rename(path)
+    for after, earlier in ((times(root / "kept"), before), (times(path), other_before)):
+        assert after[0] == earlier[0]
+        assert after[1] > earlier[1]
+
+
+def read_directory(path: Path) -> None:
+    """List it."""
+    os.listdir(path)
+
+
+def read_file(path: Path) -> None:
+    """Read it past the page cache, which would answer without the filesystem hearing of it."""
+    with opened(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.read(fd, 1)
+
+
+@pytest.mark.parametrize("read", [read_file, read_directory])
+def test_atime_moves_as_relatime_says(root: Path, read: Action) -> None:
+    """A read moves it when it is not newer than mtime or ctime, or older than a day; else it stays."""
+    path = root / "new"
+    path.mkdir() if read is read_directory else write(path, b"content")
+    day_ns, now_ns = 24 * 3600 * 10**9, time.time_ns()
+    os.utime(path, ns=(1, 2))
+    read(path)
+    first_ns = path.stat().st_atime_ns
+    assert abs(first_ns - now_ns) < day_ns
+    let_the_clock_tick(root)
+    os.utime(path, ns=(now_ns + 3600 * 10**9, 2))  # newer than the ctime that this gives it
+    read(path)
+    assert path.stat().st_atime_ns == now_ns + 3600 * 10**9
+    os.utime(path, ns=(now_ns - 2 * day_ns, now_ns - 3 * day_ns))
+    read(path)
+    assert path.stat().st_atime_ns > now_ns - day_ns
+
+
+def test_statfs_counts_inodes(root: Path) -> None:
+    """Each new file and directory is one more in use; files in use and free ones are all there are."""
+
+    def used() -> int:
+        counts = os.statvfs(root)
+        return counts.f_files - counts.f_ffree
+
+    before = used()
+    for number in range(10):
+        write(root / str(number), b"")
+    (root / "d").mkdir()
+    assert used() - before == 11
+    assert os.statvfs(root).f_namemax == 255
+    assert os.statvfs(root).f_favail <= os.statvfs(root).f_ffree <= os.statvfs(root).f_files

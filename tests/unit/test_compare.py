@@ -66,6 +66,11 @@ def moved(world: World) -> None:
     world.held[ONE][ChunkId(world.file, 1)] = LAST
 
 
+def no_copy(world: World) -> None:
+    world.steps.table.directory.place(world.file, 0, ())
+    world.held[ONE].clear()
+
+
 FILE, GONE = 3, 99
 CASES: list[tuple[str, Callable[[World], object], list[tuple[str, int, int, str]]]] = [
     ("sound", lambda world: None, []),
@@ -84,7 +89,7 @@ CASES: list[tuple[str, Callable[[World], object], list[tuple[str, int, int, str]
     ("lost long ago", unknown_server, [("lost", FILE, 1, "earlier-9")]),
     (
         "no copy",
-        lambda world: (world.steps.table.directory.place(world.file, 0, ()), world.held[ONE].clear()),
+        no_copy,
         [("under-replicated", FILE, 0, "")],
     ),
     ("shorter than it may be", lambda world: world.held[TWO].update({ChunkId(world.file, 1): 1}), []),
@@ -120,7 +125,6 @@ BREACHES: list[tuple[str, Callable[[World], object], str]] = [
     ("target", lambda world: setattr(world.steps.inode(world.steps.make(b"s", mode=SYMLINK)), "target", None), "no target"),
     ("chunk of a directory", lambda world: world.steps.table.directory.place(world.directory, 0, (ONE,)), "no regular file"),
     ("chunk without inode", lambda world: world.steps.table.directory.place(GONE, 0, (ONE,)), "has no inode"),
-    ("root", lambda world: setattr(world.steps.inode(), "entries", None), "is no directory"),
 ]
 
 
@@ -144,7 +148,6 @@ def test_a_circle_of_directories_cannot_be_reached() -> None:
     table.directory_entries(two)[b"one"] = one
     table.inode(two).nlink += 1
     table.inode(one).parent = two
-    assert table.check() == []
     assert [fault.text for fault in faults(world.look())] == [
         f"directory {one} cannot be reached from the root",
         f"directory {two} cannot be reached from the root",

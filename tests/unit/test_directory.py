@@ -18,6 +18,28 @@ def test_a_placed_chunk_is_found_and_any_other_is_a_hole() -> None:
     assert directory.chunks(9) == {}
 
 
+def test_chunks_are_counted_by_inode() -> None:
+    directory = filled()
+    assert [directory.count(ino) for ino in (5, 6, 9)] == [3, 1, 0]
+    assert [len(directory.chunks(ino)) for ino in (5, 6, 9)] == [3, 1, 0]
+
+
+def test_a_first_chunk_alone_gets_company_and_loses_it_again() -> None:
+    directory = ChunkDirectory()
+    directory.place(5, 0, ("a",))
+    directory.place(5, 3, ("b",))
+    assert directory.chunks(5) == {0: ("a",), 3: ("b",)}
+    directory.place(5, 0, ("c",))
+    assert directory.drop_from(5, 1) == [3]
+    directory.place(5, 0, ("d",))
+    assert list(directory) == [(5, 0, ("d",))]
+    assert directory.drop_from(5, 0) == [0]
+    directory.place(5, 3, ("b",))
+    directory.place(5, 0, ("a",))
+    assert sorted(directory) == [(5, 0, ("a",)), (5, 3, ("b",))]
+    assert (len(directory), directory.count(5)) == (2, 2)
+
+
 def test_placing_again_replaces_and_counts_once() -> None:
     directory = filled()
     assert len(directory) == 4

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import stat
-from errno import EEXIST, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
+from errno import EEXIST, EINVAL, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 
 import pytest
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
-from gridfs.meta.table import RENAME_EXCHANGE, RENAME_NOREPLACE, Table
+from gridfs.meta.table import LINKS_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Table
 from tests.unit.tables import DIRECTORY, FIFO, FILE, GID, SYMLINK, UID, Steps, changed, dump
 
 NEW = 99
@@ -99,6 +99,42 @@ def test_a_name_may_be_of_any_255_bytes_but_slash_and_nul(steps: Steps) -> None:
 def test_a_symlinks_target_is_neither_empty_nor_longer_than_a_path(steps: Steps, code: int, target: bytes) -> None:
     steps.fails(code, "make", NEW, ROOT_INO, b"new", SYMLINK, UID, GID, 0, target)
     assert steps.inode(steps.make(b"longest", mode=SYMLINK, target=b"t" * 4095)).size == 4095
+
+
+def test_a_symlinks_target_is_judged_before_its_name(steps: Steps) -> None:
+    steps.make(b"file")
+    steps.fails(ENOENT, "make", NEW, ROOT_INO, b"file", SYMLINK, UID, GID, 0, b"")
+
+
+# -- nlink -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_has_no_more_than_links_max_names(steps: Steps) -> None:
+    ino = steps.make(b"file")
+    steps.inode(ino).nlink = LINKS_MAX - 1
+    steps.table.apply(steps.op("link", ino, ROOT_INO, b"last"))
+    steps.fails(EMLINK, "link", ino, ROOT_INO, b"too-many")
+    steps.fails(EEXIST, "link", ino, ROOT_INO, b"last")
+
+
+def test_a_directory_has_no_more_than_links_max_links_by_mkdir_and_rename(steps: Steps) -> None:
+    full, inner = steps.mkdir(b"full"), steps.mkdir(b"inner")
+    steps.make(b"file", full)
+    inside = steps.mkdir(b"inside", full)
+    steps.inode(full).nlink = LINKS_MAX
+    steps.fails(EMLINK, "make", NEW, full, b"new", DIRECTORY, UID, GID)
+    steps.fails(EMLINK, "rename", ROOT_INO, b"inner", full, b"new")
+    steps.fails(EMLINK, "rename", ROOT_INO, b"inner", full, b"file", RENAME_EXCHANGE)
+    steps.fails(EMLINK, "rename", full, b"file", ROOT_INO, b"inner", RENAME_EXCHANGE)
+    for op in (
+        ("make", NEW, full, b"new", FILE, UID, GID),
+        ("rename", full, b"inside", full, b"renamed"),
+        ("rename", full, b"renamed", full, b"file", RENAME_EXCHANGE),
+        ("rename", ROOT_INO, b"inner", full, b"file"),
+    ):
+        steps.table.apply(steps.op(*op))
+    assert (steps.names(full), steps.inode(full).nlink) == ({b"new": NEW, b"renamed": 4, b"file": inner}, LINKS_MAX)
+    assert steps.table.orphans == {inside}
 
 
 # -- lookup ----------------------------------------------------------------------------------------------------------
@@ -239,6 +275,32 @@ def test_rename_to_another_link_of_the_same_inode_does_nothing(steps: Steps) -> 
     assert dump(steps.table) == before
 
 
+def test_rename_moves_the_ctime_of_both_and_the_times_of_both_parents(steps: Steps) -> None:
+    one, two = steps.mkdir(b"one"), steps.mkdir(b"two")
+    moved, replaced = steps.make(b"moved", one), steps.make(b"replaced", two)
+    steps.do("link", replaced, ROOT_INO, b"kept")
+    steps.do("rename", one, b"moved", two, b"replaced")
+    assert steps.inode(moved).ctime_ns == steps.inode(replaced).ctime_ns == steps.now_ns
+    assert steps.times(one)[1:] == steps.times(two)[1:] == (steps.now_ns, steps.now_ns)
+
+
+def test_an_exchange_moves_the_ctime_of_both_and_the_times_of_both_parents(steps: Steps) -> None:
+    one, two = steps.mkdir(b"one"), steps.mkdir(b"two")
+    inner, file = steps.mkdir(b"inner", one), steps.make(b"file", two)
+    before = steps.times(inner), steps.times(file)
+    steps.do("rename", one, b"inner", two, b"file", RENAME_EXCHANGE)
+    assert [steps.times(ino) for ino in (inner, file)] == [(*times[:2], steps.now_ns) for times in before]
+    assert steps.times(one)[1:] == steps.times(two)[1:] == (steps.now_ns, steps.now_ns)
+
+
+def test_a_directory_that_is_removed_moves_its_own_ctime_and_its_parents_times(steps: Steps) -> None:
+    directory = steps.mkdir(b"dir")
+    atime_ns, mtime_ns, _ = steps.times(directory)
+    steps.do("rmdir", ROOT_INO, b"dir")
+    assert steps.times(directory) == (atime_ns, mtime_ns, steps.now_ns)
+    assert steps.times(ROOT_INO)[1:] == (steps.now_ns, steps.now_ns)
+
+
 def test_rename_replaces_an_empty_directory(steps: Steps) -> None:
     one, two = steps.mkdir(b"one"), steps.mkdir(b"two")
     steps.do("rename", ROOT_INO, b"one", ROOT_INO, b"two")
@@ -262,6 +324,12 @@ def test_rename_replaces_an_empty_directory(steps: Steps) -> None:
         (EINVAL, b"file", b"", b"new", 4),
         (EINVAL, b"file", b"", b"new", RENAME_NOREPLACE | RENAME_EXCHANGE),
         (ENOTDIR, b"file", b"file", b"new", 0),
+        (EINVAL, b"no", b"", b"new", 4),
+        (ENOENT, b"no", b"", b"n" * 256, 0),
+        (ENOENT, b"no", b"", b"file", RENAME_NOREPLACE),
+        (ENAMETOOLONG, b"n" * 256, b"", b"new", 0),
+        (ENAMETOOLONG, b"file", b"", b"n" * 256, 0),
+        (EINVAL, b"dir", b"dir", b"inner", 0),
     ],
 )
 def test_a_rename_that_fails(steps: Steps, code: int, name: bytes, new_parent: bytes, new_name: bytes, flags: int) -> None:

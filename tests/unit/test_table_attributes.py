@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import stat
-from errno import E2BIG, EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, ENOSPC, ERANGE
+from errno import E2BIG, EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, ENOSPC, EOPNOTSUPP, ERANGE
 
 import pytest
 
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.meta.inode import ROOT_INO
-from gridfs.meta.table import XATTR_CREATE, XATTR_REPLACE
+from gridfs.meta.table import moves_atime
+from gridfs.meta.xattrs import XATTR_CREATE, XATTR_REPLACE
 from tests.unit.tables import DIRECTORY, FIFO, FILE, GID, SYMLINK, Steps
 
 
@@ -37,6 +38,31 @@ def test_chown_and_utimens_leave_what_is_not_given(steps: Steps) -> None:
     assert steps.times(ino) == (made_ns, 77, steps.now_ns)
     steps.do("change", ino, None, 0, 0, None, 0, None)
     assert (inode.uid, inode.gid, *steps.times(ino)) == (0, 0, 0, 77, steps.now_ns)
+
+
+@pytest.mark.parametrize(
+    ("mode", "left"),
+    [
+        (stat.S_IFREG | 0o6755, 0o755),
+        (stat.S_IFREG | 0o6745, 0o2745),  # setgid without execute by the group lends no rights
+        (stat.S_IFREG | 0o1755, 0o1755),
+        (stat.S_IFDIR | 0o6755, 0o6755),
+    ],
+)
+@pytest.mark.parametrize("owner", [(5, None), (None, 5), (5, 5)])
+def test_chown_clears_setuid_and_setgid_of_all_but_directories(
+    steps: Steps, owner: tuple[int | None, int | None], mode: int, left: int
+) -> None:
+    ino = steps.make(b"new", mode=mode)
+    steps.do("change", ino, None, *owner)
+    assert steps.inode(ino).mode == stat.S_IFMT(mode) | left
+
+
+def test_chown_with_a_mode_gives_that_mode_and_utimens_leaves_it(steps: Steps) -> None:
+    ino = steps.make(b"file")
+    steps.do("change", ino, 0o6755, 5, 5)
+    steps.do("change", ino, None, None, None, None, 1, 1)
+    assert stat.S_IMODE(steps.inode(ino).mode) == 0o6755
 
 
 @pytest.mark.parametrize(
@@ -85,6 +111,33 @@ def test_a_size_that_cannot_be(steps: Steps, code: int, mode: int, size: int) ->
     steps.fails(code, "extend", steps.now_ns, ino, size)
 
 
+def test_truncating_to_the_size_there_is_moves_mtime_and_ctime(steps: Steps) -> None:
+    ino = steps.make(b"file")
+    steps.do("change", ino, None, None, None, 0)
+    assert steps.times(ino)[1:] == (steps.now_ns, steps.now_ns)
+
+
+DAY_NS = 24 * 3600 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("atime_ns", "mtime_ns", "ctime_ns", "age_ns", "moves"),
+    [
+        (10, 10, 10, 0, True),
+        (10, 11, 9, 1, True),
+        (10, 9, 11, 1, True),
+        (10, 9, 9, DAY_NS, False),
+        (10, 9, 9, DAY_NS + 1, True),
+    ],
+)
+def test_relatime_moves_an_atime_that_is_not_newer_than_the_last_change_or_older_than_a_day(
+    steps: Steps, atime_ns: int, mtime_ns: int, ctime_ns: int, age_ns: int, moves: bool
+) -> None:
+    inode = steps.inode(steps.make(b"file"))
+    inode.atime_ns, inode.mtime_ns, inode.ctime_ns = atime_ns, mtime_ns, ctime_ns
+    assert moves_atime(inode, atime_ns + age_ns) == moves
+
+
 def test_reading_moves_atime_alone(steps: Steps) -> None:
     ino = steps.make(b"file")
     made_ns = steps.now_ns
@@ -126,6 +179,8 @@ def test_an_xattr_is_set_replaced_and_removed(steps: Steps) -> None:
         (ENODATA, b"user.b", b"", XATTR_REPLACE),
         (E2BIG, b"user.a", bytes(65537), 0),
         (ERANGE, b"user." + b"n" * 251, b"", 0),
+        (EOPNOTSUPP, b"system.other", b"", 0),
+        (EOPNOTSUPP, b"nonsense", b"", 0),
     ],
 )
 def test_an_xattr_that_cannot_be_set(steps: Steps, code: int, name: bytes, value: bytes, flags: int) -> None:

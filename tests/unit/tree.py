@@ -27,14 +27,14 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "meta": tuple(
             f"gridfs.meta{name}"
             for name in (
-                *("", ".table", ".inode", ".directory", ".rows", ".store", ".invariants", ".dump"),
-                *(".lease", ".session", ".holders", ".engine", ".loading", ".service", ".server"),
+                *("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory", ".rows", ".store", ".dump"),
+                *(".lease", ".session", ".holders", ".engine", ".members", ".loading", ".service", ".server"),
             )
         ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
     {
-        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "thin")),
+        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "thin")),
         "chunk": ("gridfs.chunk.client",),
         "cluster": ("gridfs.cluster.*",),
     },
@@ -65,9 +65,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "sqlite3": ("gridfs.meta.store",),
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
+        "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink", "gridfs.meta.thin", "gridfs.fsck"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
-        *("gridfs.vfs", "mount", "tools.nullfs"),
+        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),

@@ -17,7 +17,8 @@ from gridfs.chunk.client import ChunkClient
 from gridfs.chunk.server import ChunkService
 from gridfs.config import GIB, MIB
 from gridfs.fsck import compare
-from gridfs.fsck.run import Report, check
+from gridfs.fsck.report import Report
+from gridfs.fsck.run import check
 from gridfs.meta.client import MetaClient
 from gridfs.meta.service import MetaService
 from gridfs.meta.store import Store

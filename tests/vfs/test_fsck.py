@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gridfs.errors import GridfsError
 from gridfs.fsck import look
 from gridfs.fsck.report import Report
 from gridfs.meta.inode import ROOT_INO
+from gridfs.meta.lease import LEASE
 from gridfs.types import ChunkId
 from gridfs.vfs.filesystem import Filesystem
 from tests.unit.chunk_server import giving
@@ -125,31 +127,31 @@ async def test_a_clean_filesystem_is_clean_after_one_look(tmp_path: Path) -> Non
 
 async def test_nothing_is_wrong_while_mounts_write_truncate_and_unlink(tmp_path: Path) -> None:
     """Every look shows chunks that are only on their way; none of them is a fault, and mending takes nothing away."""
+
+    async def overwrite(filesystem: Filesystem, name: bytes) -> None:
+        for step in count():
+            content = b"%d" % step * 3000
+            ino = await write_closed(filesystem, name, content, os.O_TRUNC)
+            fh = await filesystem.open(ino, os.O_RDONLY)
+            assert bytes(await filesystem.read(fh, 0, len(content))) == content
+            await filesystem.release(fh)
+            if step % 5 == 0:
+                await filesystem.unlink(ROOT_INO, name)
+                filesystem.forget(ino, 1 << 20)
+
+    async def append(filesystem: Filesystem, name: bytes) -> None:
+        fh = await filesystem.open((await filesystem.make(USER, ROOT_INO, name, FILE)).ino, os.O_RDWR)
+        for step in count():
+            await filesystem.data.write(fh, step * 10_000, b"a" * 10_000)
+            await trio.sleep(0.005)
+
     with trio.fail_after(60.0):
         async with running(tmp_path) as cluster, cluster.mounted("/a") as one, cluster.mounted("/b") as two:
+            mounts = (one, two)
             async with trio.open_nursery() as nursery:
-
-                async def overwrite(filesystem: Filesystem, name: bytes) -> None:
-                    for step in range(1 << 30):
-                        content = b"%d" % step * 3000
-                        ino = await write_closed(filesystem, name, content, os.O_TRUNC)
-                        fh = await filesystem.open(ino, os.O_RDONLY)
-                        assert bytes(await filesystem.read(fh, 0, len(content))) == content
-                        await filesystem.release(fh)
-                        if step % 5 == 0:
-                            await filesystem.unlink(ROOT_INO, name)
-                            filesystem.forget(ino, 1 << 20)
-
-                async def append(filesystem: Filesystem, name: bytes) -> None:
-                    ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
-                    fh = await filesystem.open(ino, os.O_RDWR)
-                    for step in range(1 << 30):
-                        await filesystem.data.write(fh, step * 100_000, b"%d" % (step % 10) * 100_000)
-                        await trio.sleep(0.001)
-
-                for filesystem in (one, two):
-                    nursery.start_soon(overwrite, filesystem, b"overwritten%d" % (filesystem is one))
-                    nursery.start_soon(append, filesystem, b"appended%d" % (filesystem is one))
+                for number, filesystem in enumerate(mounts):
+                    nursery.start_soon(overwrite, filesystem, b"overwritten%d" % number)
+                    nursery.start_soon(append, filesystem, b"appended%d" % number)
                 await trio.sleep(0.3)
                 for _ in range(4):
                     report = await cluster.fsck(mend=True, pause_s=2.0)
@@ -210,6 +212,8 @@ async def test_orphans_of_a_crashed_mount_are_reaped_with_their_chunks(tmp_path:
                 await filesystem.unlink(ROOT_INO, b"file")
                 await filesystem.fsync_names()
                 assert kinds(await cluster.fsck(mend=True)) == []
+                while filesystem._meta.state != LEASE:
+                    await trio.sleep(0.05)
             report = await cluster.fsck(mend=True)
             assert (kinds(report), report.left) == ([("unreaped", ino, -1)], [])
             assert cluster.used_bytes == 0
