@@ -19,7 +19,7 @@ EXIT_FAULTS, EXIT_UNCHECKED = 1, 2
 _STANDARD = "-"
 
 
-@click.command()
+@click.command(short_help="Check the inode table against the chunk servers.")
 @click.option("--repair", is_flag=True, help="Mend what is safe to mend, and say what was done.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fsck(repair: bool, as_json: bool) -> None:
@@ -53,7 +53,7 @@ def fsck(repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_FAULTS)
 
 
-@click.group()
+@click.group(short_help="Write the inode table to a file, or load it.")
 def meta() -> None:
     """Write the inode table to a file, or load it from one; docs/DUMP.md describes the file.
 
@@ -63,7 +63,7 @@ def meta() -> None:
     """
 
 
-@meta.command("dump")
+@meta.command("dump", short_help="Write the inode table to FILE.")
 @click.argument("file", type=click.Path())
 def dump_table(file: str) -> None:
     """Write the inode table to FILE, "-" for standard output. It holds names and attributes, no bytes of files.
@@ -80,7 +80,7 @@ def dump_table(file: str) -> None:
         _write(file, dump.dump(table, time.time_ns()))
 
 
-@meta.command("load")
+@meta.command("load", short_help="Load the inode table from FILE.")
 @click.argument("file", type=click.Path())
 def load_table(file: str) -> None:
     """Load the inode table from FILE, "-" for standard input, into a filesystem that is empty and not mounted.

@@ -165,9 +165,9 @@ cli.add_command(checking.meta)
 def run(command: click.Command = cli, name: str = "gridfs") -> None:
     """Run the command line; an error becomes one sentence and an exit status, never a traceback."""
     try:
-        command.main(prog_name=name, standalone_mode=False)
-    except click.exceptions.Exit as request:
-        _leave(request.exit_code)
+        status = command.main(prog_name=name, standalone_mode=False)
+        if status:  # of a click.exceptions.Exit, which click turns into what main returns
+            _leave(status)
     except click.ClickException as error:
         error.show()
         _leave(EXIT_USAGE)

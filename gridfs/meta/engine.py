@@ -207,11 +207,14 @@ class Engine:
             self.reap_unused(ino)
 
     def reap_unused(self, *inos: int) -> None:
-        """Reap the orphans, or those named, that no session holds; their chunks are dropped once that is durable."""
+        """Reap the orphans, or those named, that no session holds; their chunks are dropped once that is durable.
+
+        Without any session just those named are reaped: a mount that was fenced may begin another one, and hold them still.
+        """
         for ino in inos or list(self._unused):
             if ino not in self.table.orphans:
                 self._unused.pop(ino, None)
-            elif self.sessions and self._unused[ino] >= set(self.sessions):
+            elif (self.sessions or inos) and self._unused[ino] >= set(self.sessions):
                 del self._unused[ino]
                 chunks = self.table.apply(("reap", ino))
                 self.applied += 1

@@ -150,6 +150,6 @@ class Members:
         del self.sessions[session.id]
         self.lease.leave(session.id)
         self.fence_chunk_servers()
-        self._engine.reap_unused()
+        self._engine.reap_unused(*([] if self.sessions else list(self._engine.table.orphans)))  # nobody is left to hold them
         self._engine.save()
         self.wake_all()

@@ -220,6 +220,22 @@ async def test_orphans_of_a_crashed_mount_are_reaped_with_their_chunks(tmp_path:
             assert not cluster.meta.engine.table.orphans
 
 
+async def test_a_mount_that_leaves_just_after_a_check_leaves_no_orphan(tmp_path: Path) -> None:
+    """The check has called the lease back, so the mount cannot reap the file by itself."""
+    with trio.fail_after(LIMIT_S):
+        async with running(tmp_path) as cluster:
+            async with cluster.mounted() as filesystem:
+                ino = await write_closed(filesystem, b"file", b"a" * LENGTH)
+                assert kinds(await cluster.fsck()) == []
+                await filesystem.unlink(ROOT_INO, b"file")
+                filesystem.forget(ino, 1)
+                await filesystem.end()
+            assert not cluster.meta.engine.table.orphans
+            while cluster.used_bytes:
+                await trio.sleep(0.02)
+            assert kinds(await cluster.fsck()) == []
+
+
 async def test_what_a_crash_left_on_the_servers_is_collected(tmp_path: Path) -> None:
     """Bytes whose sizes and places were never told: the mount crashed with them."""
     with trio.fail_after(LIMIT_S):
