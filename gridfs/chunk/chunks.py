@@ -233,6 +233,13 @@ class Chunks:
         quiet_since_s = self._clock() - QUIET_S
         return [chunk_id for chunk_id, chunk in self._open.items() if chunk.written_s <= quiet_since_s]
 
+    def is_untouched(self, chunk_id: ChunkId, since_s: float) -> bool:
+        """True if the chunk has not been written after `since_s`, and nobody is about to; also if it is not here."""
+        chunk = self._chunks.get(chunk_id)
+        if chunk is None:
+            return True
+        return not chunk.writers and not (chunk.lock and chunk.lock.locked()) and chunk.written_s < since_s
+
     def is_full(self, chunk_id: ChunkId) -> bool:
         """True when the chunk cannot grow any more, so that it may as well be sealed at once."""
         chunk = self._chunks.get(chunk_id)

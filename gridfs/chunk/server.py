@@ -59,6 +59,8 @@ class ChunkService:
         self._grants: dict[Peer, int] = defaultdict(int)
         self._peers: set[Peer] = set()
         self._inventories: dict[Peer, Iterator[Any]] = {}
+        self._inventoried_s: dict[Peer, float] = {}
+        """When each connection's newest inventory was taken."""
         self._fenced_epoch, self._live_epochs = 0, frozenset[int]()
         self._full_in, self._full_out = trio.open_memory_channel[ChunkId](SEALS_WAITING_MAX)
         self.methods: Methods = {
@@ -67,6 +69,7 @@ class ChunkService:
             "read": self.read,
             "truncate": self.truncate,
             "drop": self.drop,
+            "trim": self.trim,
             "seal": self.seal,
             "inventory": self.inventory,
             "length": self.length,
@@ -76,7 +79,10 @@ class ChunkService:
     # -- clients -----------------------------------------------------------------------------------------------------
 
     def greet(self, identity: Identity) -> Identity:
-        """Accept a client whose session is not over. The inode table says which are, and those are disconnected at once."""
+        """Accept a client whose session is not over. The inode table says which are, and those are disconnected at once.
+
+        A client without a session (role "client") has none that could be over.
+        """
         if identity.get("role") == "table":
             self._fence(identity["epoch"], frozenset(identity["live"]))
         elif self._is_fenced(identity):
@@ -94,7 +100,8 @@ class ChunkService:
 
     def _is_fenced(self, identity: Identity) -> bool:
         epoch = identity.get("epoch", 0)
-        return identity.get("role") != "table" and epoch <= self._fenced_epoch and epoch not in self._live_epochs
+        has_session = identity.get("role") not in ("table", "client")
+        return has_session and epoch <= self._fenced_epoch and epoch not in self._live_epochs
 
     def welcome(self, peer: Peer) -> None:
         """Count the connection in, unless it has been fenced since it was greeted."""
@@ -107,6 +114,7 @@ class ChunkService:
         self._peers.discard(peer)
         self._grants.pop(peer, None)
         self._inventories.pop(peer, None)
+        self._inventoried_s.pop(peer, None)
 
     # -- space -------------------------------------------------------------------------------------------------------
 
@@ -178,14 +186,34 @@ class ChunkService:
             self.chunks.drop(ChunkId(*chunk_id))
         return Answer()
 
+    async def trim(self, peer: Peer, ino: int, index: int, length: int, quiet_s: float) -> Answer:
+        """Cut a chunk to `length` bytes, or drop it if that is none: for bytes that the connection's inventory has shown.
+
+        False, and nothing done, if the chunk is being written, or was since that inventory or in the last `quiet_s`: whoever
+        compared the inventory with the inode table does not know of those bytes. Raises EINVAL without an inventory.
+        """
+        since_s = self._inventoried_s.get(peer)
+        if since_s is None:
+            raise FilesystemError(errno.EINVAL, "no inventory was taken on this connection")
+        chunk_id = ChunkId(ino, index)
+        if not self.chunks.is_untouched(chunk_id, min(since_s, trio.current_time() - quiet_s)):
+            return Answer(result=False)
+        if length:
+            await self.chunks.truncate(chunk_id, length)
+        else:
+            self.chunks.drop(chunk_id)
+        return Answer(result=True)
+
     async def seal(self, peer: Peer, chunk_ids: list[tuple[int, int]]) -> Answer:
         """Seal chunks now; the result says for each whether it is sealed."""
         return Answer([await self.chunks.seal(ChunkId(*chunk_id)) for chunk_id in chunk_ids])
 
     async def inventory(self, peer: Peer) -> Answer:
         """The next page of [ino, index, length] of all chunks there were at the first call; empty after the last."""
-        rows = self._inventories.setdefault(peer, self.chunks.inventory())
-        page = list(islice(rows, PAGE_ROWS))
+        if peer not in self._inventories:
+            self._inventories[peer] = self.chunks.inventory()
+            self._inventoried_s[peer] = trio.current_time()
+        page = list(islice(self._inventories[peer], PAGE_ROWS))
         if not page:
             del self._inventories[peer]
         return Answer(page)

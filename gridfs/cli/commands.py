@@ -6,14 +6,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
 
 from gridfs import config, logs
+from gridfs.cli import checking
+from gridfs.cli.endpoints import resolve
+from gridfs.cli.progress import progress
 from gridfs.errors import GridfsError
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def up(workers: int | None, memory: int | None, address: str | None) -> None:
     """
     from gridfs.cli import filesystem
 
-    with _progress() as say:
+    with progress() as say:
         if address is not None:
             if workers is not None:
                 raise click.UsageError("--workers starts local nodes, --address uses a cluster that exists: give one of them")
@@ -100,15 +101,10 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     from gridfs import cluster
     from gridfs.cli import mounts
 
-    record = cluster.ClusterRecord.load()
+    cluster.ClusterRecord.load()  # what is wrong with the mountpoint matters only where something is up
     point = mounts.canonical(mountpoint)
     mounts.check_mountable(point)
-    cluster.connect(record)
-    try:
-        endpoints = cluster.resolve()
-    finally:
-        cluster.disconnect()
-    mounts.write_handoff(point, endpoints)
+    mounts.write_handoff(point, resolve())
     restore_native_output()
     mounts.become_daemon(point, ",".join(options), foreground=foreground)
 
@@ -157,17 +153,21 @@ def down(force: bool) -> None:
     """
     from gridfs.cli import filesystem
 
-    with _progress() as say:
+    with progress() as say:
         filesystem.take_down(say, force=force)
     click.echo("down")
+
+
+cli.add_command(checking.fsck)
+cli.add_command(checking.meta)
 
 
 def run(command: click.Command = cli, name: str = "gridfs") -> None:
     """Run the command line; an error becomes one sentence and an exit status, never a traceback."""
     try:
-        command.main(prog_name=name, standalone_mode=False)
-    except click.exceptions.Exit as request:
-        _leave(request.exit_code)
+        status = command.main(prog_name=name, standalone_mode=False)
+        if status:  # of a click.exceptions.Exit, which click turns into what main returns
+            _leave(status)
     except click.ClickException as error:
         error.show()
         _leave(EXIT_USAGE)
@@ -227,19 +227,6 @@ def _write_traceback() -> str:
         return "the output of the same command with -v"
     log.exception("unexpected: %s", " ".join(sys.argv))  # noqa: LOG004 - called where an exception is handled
     return str(path)
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A line that says what is being done, on a terminal."""
-    console = Console(stderr=True)
-    with console.status("") as line:
-
-        def say(step: str) -> None:
-            log.info(step)
-            line.update(step)
-
-        yield say
 
 
 def _disconnect() -> None:

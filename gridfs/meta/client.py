@@ -37,6 +37,8 @@ RETRY_S = 0.2
 SETTLE_TIMEOUT_S = 60.0
 OPS_TIMEOUT_S, NEWS_TIMEOUT_S = 40.0, 8.0
 """Patience with the server: it may have to fence a mount that hangs before it answers ops; news comes every second."""
+UNMOUNTED = "unmounted"
+"""Why nothing can be done any more after `leave`: what is under way then is answered that the session is over."""
 
 
 class MetaClient:
@@ -234,6 +236,8 @@ class MetaClient:
 
     def _lose(self, reason: str) -> None:
         """The session is over. Without anything to lose, another begins."""
+        if self.failure == UNMOUNTED:
+            return
         clean = self._uplink.settled and (self.watcher is None or self.watcher.is_clean())
         log.error("this mount's session is lost: %s", reason)
         if not clean:
@@ -289,9 +293,9 @@ class MetaClient:
     async def leave(self) -> None:
         """End the session, with everything durable; for a clean unmount. Raises as `settle`."""
         await self.settle()
+        self.failure = UNMOUNTED
         with trio.move_on_after(NEWS_TIMEOUT_S):
             await ask(self._ops, "leave")
-        self.failure = "unmounted"
 
     # -- sending -----------------------------------------------------------------------------------------------------
 

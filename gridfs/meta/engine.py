@@ -17,7 +17,7 @@ from gridfs.meta.inode import ROOT_INO, Inode
 from gridfs.meta.lease import Lease
 from gridfs.meta.session import Session
 from gridfs.meta.store import Store
-from gridfs.meta.table import Changes, Op
+from gridfs.meta.table import Changes, Op, Table
 from gridfs.types import ChunkId
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,43 @@ class Engine:
         self.applied += 1
         return result
 
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    def refuse_load(self) -> None:
+        """Raise EBUSY while there are sessions, ENOTEMPTY while there is more than the root: then nothing can be loaded."""
+        if self.sessions:
+            hosts = ", ".join(sorted({str(session.identity.get("host")) for session in self.sessions.values()}))
+            raise FilesystemError(errno.EBUSY, f"the filesystem is mounted on {hosts}: unmount it before you load a table")
+        if len(self.table.inodes) > 1 or len(self.table.directory):
+            count = len(self.table.inodes) - 1
+            raise FilesystemError(
+                errno.ENOTEMPTY,
+                f"the filesystem is not empty, it has {count:,} inodes: a table is loaded into an empty one only",
+            )
+
+    def load(self, table: Table) -> None:
+        """Let a sound table be the table from now on, durably; it is the caller's no more. Inode numbers never go back.
+
+        Raises as `refuse_load`, EINVAL with the first broken invariant, and what `save` raises; nothing has changed then.
+        """
+        self.refuse_load()
+        faults = table.check()
+        if faults:
+            raise FilesystemError(errno.EINVAL, f"it is no sound table: {faults[0]}")
+        self.save()
+        before, self.table = self.table, table
+        table.next_ino = max(table.next_ino, before.next_ino)
+        table.changes = everything(table)
+        self.applied += 1
+        try:
+            self.save()
+        except BaseException:
+            self.table = before
+            self.applied -= 1
+            self._unsaved.clear()
+            raise
+        self._unused.clear()
+
     # -- orphans -----------------------------------------------------------------------------------------------------
 
     def disown(self, session: Session, ino: int) -> None:
@@ -170,11 +207,14 @@ class Engine:
             self.reap_unused(ino)
 
     def reap_unused(self, *inos: int) -> None:
-        """Reap the orphans, or those named, that no session holds; their chunks are dropped once that is durable."""
+        """Reap the orphans, or those named, that no session holds; their chunks are dropped once that is durable.
+
+        Without any session just those named are reaped: a mount that was fenced may begin another one, and hold them still.
+        """
         for ino in inos or list(self._unused):
             if ino not in self.table.orphans:
                 self._unused.pop(ino, None)
-            elif self.sessions and self._unused[ino] >= set(self.sessions):
+            elif (self.sessions or inos) and self._unused[ino] >= set(self.sessions):
                 del self._unused[ino]
                 chunks = self.table.apply(("reap", ino))
                 self.applied += 1
@@ -185,3 +225,12 @@ class Engine:
         for server, chunk_id in self._to_drop:
             self._drop_soon(server, chunk_id)
         self._to_drop.clear()
+
+
+def everything(table: Table) -> Changes:
+    """All rows of a table, names in their order, as if they had just been made."""
+    changes = Changes()
+    changes.inodes.update(table.inodes)
+    changes.names.update(((ino, name), None) for ino, inode in table.inodes.items() for name in inode.entries or ())
+    changes.chunks.update((ino, index) for ino, index, _ in table.directory)
+    return changes

@@ -11,6 +11,7 @@ import trio
 from gridfs.errors import AuthenticationFailed, FilesystemError
 from gridfs.meta.engine import Engine
 from gridfs.meta.holders import Holders
+from gridfs.meta.lease import Phase
 from gridfs.meta.session import Session
 from gridfs.stream.endpoint import Peer
 from gridfs.stream.handshake import Identity
@@ -106,9 +107,13 @@ class Members:
         return now_s - session.heard_s > LEASE_S
 
     async def fence_the_lost(self) -> None:
-        """End the sessions that others would wait for in vain. A sole one is left alone: it may come back at any time."""
+        """End the sessions that others would wait for in vain.
+
+        A sole one is left alone, as it may come back at any time; but not while a client without a replica waits for its lease.
+        """
         for session in list(self.sessions.values()):
-            if len(self.sessions) > 1 and self._is_lost(session) and self.sessions.get(session.id) is session:
+            awaited = len(self.sessions) > 1 or self.lease.phase is Phase.RECALLING
+            if awaited and self._is_lost(session) and self.sessions.get(session.id) is session:
                 if session.ended_s is None:
                     log.warning("epoch %d: the mount on %s stopped talking: fenced", session.epoch, session.identity["host"])
                 else:
@@ -147,6 +152,6 @@ class Members:
         self.lease.leave(session.id)
         self._engine.epoch += 1
         self.fence_chunk_servers()
-        self._engine.reap_unused()
+        self._engine.reap_unused(*([] if self.sessions else list(self._engine.table.orphans)))  # nobody is left to hold them
         self._engine.save()
         self.wake_all()

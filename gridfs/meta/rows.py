@@ -187,3 +187,11 @@ def load_chunks(table: Table, rows: Iterable[tuple[int, int, bytes]]) -> None:
     inodes, place, servers = table.inodes, table.directory.place, lru_cache(_unpack)
     for ino, index, packed in rows:
         place(inodes[ino].ino, index, servers(packed))
+
+
+def pages_of(table: Table) -> Iterator[Page]:
+    """All rows of a table, in loading order; names in the order in which each directory has them."""
+    yield from paged("inodes", (pack_inode(inode) for inode in table.inodes.values()))
+    names = ((ino, name, child) for ino, inode in table.inodes.items() for name, child in (inode.entries or {}).items())
+    yield from paged("names", names)
+    yield from paged("chunks", ((ino, index, msgpack.packb(servers)) for ino, index, servers in table.directory))

@@ -21,6 +21,7 @@ from gridfs.meta.engine import Engine
 from gridfs.meta.holders import Holders
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, Phase
+from gridfs.meta.loading import Loading
 from gridfs.meta.members import Members
 from gridfs.meta.rows import Page, take_rows
 from gridfs.meta.session import Session
@@ -58,7 +59,8 @@ class MetaService:
         """The last op that was durable when this process began: the one point that replicas of before can go on from."""
         self.members = Members(self.engine, self.holders, monotonic)
         self._client_s = monotonic() - QUIET_S
-        """When a client without a replica last changed something."""
+        """When a client without a replica last had its turn."""
+        self._clients_waiting = 0
         self.methods: Methods = {
             "attach": self.attach,
             "page": self.page,
@@ -67,6 +69,7 @@ class MetaService:
             "ops": self.ops,
             "execute": self.execute,
             "snapshot": self.snapshot,
+            "load": Loading(self.engine, self._until_client_turn).load,
             "leave": self.leave,
             "placement": self.get_placement,
         }
@@ -107,7 +110,8 @@ class MetaService:
 
     def _grant_to_the_only_one(self) -> None:
         """Give the lease to a mount that has been the only one to do anything for a while."""
-        if self.lease.phase is not Phase.SHARED or self._monotonic() - self._client_s < QUIET_S:
+        awaited = self._clients_waiting or self._monotonic() - self._client_s < QUIET_S
+        if self.lease.phase is not Phase.SHARED or awaited:
             return
         following = [session for session in self.sessions.values() if session.number >= 0]
         recent = [session for session in following if self._monotonic() - session.active_s < QUIET_S]
@@ -123,6 +127,15 @@ class MetaService:
             self.members.wake_all()
             turn = self.lease.turn
             await self.members.until(lambda turn=turn: self.lease.turn != turn)  # type: ignore[misc]
+
+    async def _until_client_turn(self) -> None:
+        """`_until_executable` for a client without a replica; nobody gets the lease before it goes on, and QUIET_S after."""
+        self._clients_waiting += 1
+        try:
+            await self._until_executable("")
+        finally:
+            self._clients_waiting -= 1
+            self._client_s = self._monotonic()
 
     async def _until_seen(self, number: int, author: Session | None) -> None:
         """Wait until every replica but the author's that may be read has the ops up to `number`."""
@@ -290,8 +303,7 @@ class MetaService:
 
         The result is the op's, an inode as it packs. It is not safe to repeat: a client that hears nothing does not know.
         """
-        await self._until_executable("")
-        self._client_s = self._monotonic()
+        await self._until_client_turn()
         result = self.engine.apply(op)
         self.engine.note_changes(None)
         self.engine.save()
@@ -301,13 +313,12 @@ class MetaService:
     async def snapshot(self, peer: Peer) -> Answer:
         """For a client without a replica: begin a snapshot, to be read by `page`. A mount's ops are all in it.
 
-        The result tells the next inode number, and the placement map.
+        The result tells the next inode number, the placement map, and how many mounts there are.
         """
-        await self._until_executable("")
-        self._client_s = self._monotonic()
+        await self._until_client_turn()
         self.engine.save()
         peer.identity["snapshot"] = self._store.snapshot()
-        return Answer({"next_ino": self.engine.table.next_ino, "map": self.placement})
+        return Answer({"next_ino": self.engine.table.next_ino, "map": self.placement, "mounts": len(self.sessions)})
 
     async def leave(self, peer: Peer) -> Answer:
         """The mount ends its session, having settled everything."""

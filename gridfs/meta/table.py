@@ -280,8 +280,7 @@ class Table:
     def extend(self, written_ns: int | None, ino: int, size: int) -> Inode:
         """Bytes have been written up to `size` or before: the size never shrinks.
 
-        mtime moves to `written_ns`, and ctime if it is not later already: the table is told some time after the write. None
-        when it has been told of the last write's time.
+        mtime moves to `written_ns` (None: it has been told), and ctime, unless it has moved since that write.
         """
         inode = self.inode(ino)
         self._refuse_size(inode, size)

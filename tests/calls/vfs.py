@@ -314,7 +314,7 @@ class Bed:
 
     def check_reaped(self) -> None:
         """Assert that no file without a name is left, once background work is through."""
-        self._eventually_nothing(lambda: sorted(self._cluster.meta.table.orphans))
+        self._eventually_nothing(lambda: sorted(self._cluster.meta.engine.table.orphans))
 
     def _eventually_nothing(self, left: Callable[[], list[Any]]) -> None:
         async def until_nothing() -> None:

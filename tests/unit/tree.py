@@ -27,18 +27,18 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "meta": tuple(
             f"gridfs.meta{name}"
             for name in (
-                *("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory", ".rows", ".store"),
-                *(".lease", ".session", ".holders", ".engine", ".members", ".service", ".server"),
+                *("", ".table", ".acl", ".xattrs", ".invariants", ".inode", ".directory", ".rows", ".store", ".dump"),
+                *(".lease", ".session", ".holders", ".engine", ".members", ".loading", ".service", ".server"),
             )
         ),
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
     {
-        "meta": ("gridfs.meta.client", "gridfs.meta.uplink", "gridfs.meta.watcher", "gridfs.meta.attachment"),
+        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "attachment", "thin")),
         "chunk": ("gridfs.chunk.client",),
         "cluster": ("gridfs.cluster.*",),
     },
-    {"vfs": ("gridfs.vfs.*",)},
+    {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",)},
     {"mount": ("mount.*",), "scheduler": ("scheduler.*",)},
     {"cli": ("gridfs.cli.*",), "mount": ("mount.__main__",), "scheduler": ("scheduler.__main__",)},
     {"tests": ("tests.*",), "tools": ("tools.*",)},
@@ -66,7 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
-        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment"),
+        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
