@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import logging
 import os
 import re
@@ -33,6 +34,8 @@ TASKS_MIN, TASKS_MAX = 8, 64
 """Requests handled at once. Each task keeps a receive buffer of 1 MiB, so a low minimum would free and fault them in again."""
 SETTLE_TIMEOUT_S = 50.0
 """Shorter than the patience of 'gridfs umount' (60 s), which would otherwise give up before we can say what was lost."""
+GC_THRESHOLD = 20_000
+"""Objects made and not freed before the garbage collector looks at them: some thousand files, each of which makes several."""
 MOUNT_OPTIONS = frozenset(
     "ro,rw,dev,nodev,suid,nosuid,exec,noexec,atime,noatime,relatime,sync,dirsync,allow_other,allow_root".split(",")  # noqa: SIM905
 )
@@ -86,8 +89,16 @@ async def _attach(mountpoint: str, endpoints: Endpoints, nursery: trio.Nursery) 
     await nursery.start(chunks.run)
     filesystem = Filesystem(meta, chunks)
     await nursery.start(filesystem.run)
+    _spare_the_collector()
     log.info("epoch %d: attached, %d inodes", meta.epoch, len(meta.table.inodes))
     return filesystem
+
+
+def _spare_the_collector() -> None:
+    """What is there now stays; a collection looks at what came since, and not at each of some thousand requests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
 def _mount(filesystem: Filesystem, mountpoint: str, options: set[str]) -> Callable[[], None]:

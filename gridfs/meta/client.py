@@ -11,15 +11,16 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.meta.attachment import HEARTBEAT_S, ask, fetch, first_placement, while_talking
 from gridfs.meta.inode import Inode
 from gridfs.meta.lease import DARK, LEASE, SHARED
-from gridfs.meta.rows import apply_rows, load_page, loading
+from gridfs.meta.rows import apply_rows
 from gridfs.meta.table import Op, Table
 from gridfs.meta.uplink import Batch, Call, Uplink
 from gridfs.meta.watcher import Watcher
@@ -30,17 +31,14 @@ log = logging.getLogger(__name__)
 
 QUEUE_MAX_OPS = 50_000
 """Ops not yet durable at the server; beyond it producers wait."""
-GATHER_S = 0.003
+GATHER_S = 0.02
 """While nobody waits for the server, ops gather this long, so that it applies fewer and larger batches."""
-HEARTBEAT_S = 1.0
 RETRY_S = 0.2
 SETTLE_TIMEOUT_S = 60.0
 OPS_TIMEOUT_S, NEWS_TIMEOUT_S = 40.0, 8.0
 """Patience with the server: it may have to fence a mount that hangs before it answers ops; news comes every second."""
 UNMOUNTED = "unmounted"
 """Why nothing can be done any more after `leave`: what is under way then is answered that the session is over."""
-PLACEMENT_TIMEOUT_S = 10.0
-"""How long an attaching mount waits for the first map; the scheduler publishes every second, and restarts within a few."""
 
 
 class MetaClient:
@@ -80,6 +78,8 @@ class MetaClient:
         self._number = 0
         """The replica has all ops up to this one."""
         self._attached = False
+        self._over = False
+        """The session is lost, and another would hide what was lost with it."""
         self._ops: Connection
         self._new_session()
 
@@ -121,7 +121,8 @@ class MetaClient:
         call = Call(op)
         self._uplink.calls.append(call)
         self._more.set()
-        value = await call.wait()
+        await self._until(lambda: call.settled)
+        value = call.result()
         if self._number < call.number:
             await self._until(lambda: self._number >= call.number)
         return self.table.inode(value) if isinstance(value, int) else value
@@ -163,21 +164,25 @@ class MetaClient:
                 self._settling -= 1
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the server. Raises EIO when the session is lost, or nothing has come of it for SETTLE_TIMEOUT_S."""
+        with trio.move_on_after(SETTLE_TIMEOUT_S) as scope:
+            await self._while_not(lambda: bool(self.failure) or condition())
+        self._refuse_if_failed()
+        if scope.cancelled_caught:
+            raise FilesystemError(errno.EIO, f"the inode table has not answered for {SETTLE_TIMEOUT_S} s")
+
+    async def _while_not(self, condition: Callable[[], bool]) -> None:
+        """Wait for the server, which is told without gathering ops; whoever waits bounds it."""
         self._waiting += 1
         self._more.set()
         self._urgent.set()
         try:
-            with trio.move_on_after(SETTLE_TIMEOUT_S):
-                while True:
-                    self._refuse_if_failed()
-                    if condition():
-                        return
-                    await self._progress.wait()
+            while not condition():
+                await self._progress.wait()
         finally:
             self._waiting -= 1
             if not self._waiting:
                 self._urgent = trio.Event()
-        raise FilesystemError(errno.EIO, f"the inode table has not answered for {SETTLE_TIMEOUT_S} s")
 
     def _refuse_if_failed(self) -> None:
         if self.failure:
@@ -191,7 +196,7 @@ class MetaClient:
         Raises ConnectionLost or AuthenticationFailed when the first attachment fails. Once attached it raises nothing: a
         session that is lost shows as `failure`, and in the log. One that had nothing to lose is followed by another.
         """
-        while not self.failure or not self.epoch:
+        while not self._over:
             await self._keep_trying(task_status.started)
             await trio.sleep(RETRY_S)
         await trio.sleep_forever()
@@ -216,8 +221,18 @@ class MetaClient:
             if not self._attached:
                 raise ConnectionLost(str(lost.exceptions[0])) from lost
             log.warning("the inode table's connection ended: %s", lost.exceptions[0])
+            self._suspend()
         except* FilesystemError as errors:
             log.error("the inode table's connections are begun anew: %s", errors.exceptions[0])
+
+    def _suspend(self) -> None:
+        """The server does not hear of us, so it may be letting others change things: nothing may be relied on.
+
+        Alone there is nobody to change anything: names, attributes and bytes go on, and what is to be durable waits.
+        """
+        if not self.alone:
+            self.state = DARK
+            self._news["turn"] = 0
 
     def _lose(self, reason: str) -> None:
         """The session is over. Without anything to lose, another begins."""
@@ -230,6 +245,7 @@ class MetaClient:
         self.failure = reason
         self._uplink.fail(FilesystemError(errno.EIO, reason))
         self._signal()
+        self._over = not clean
         if clean:
             self._uplink = Uplink()
             self._new_session()
@@ -264,44 +280,22 @@ class MetaClient:
         self.state = DARK
         if self.alone and self.watcher is not None:
             self.alone = False
-            await _while_talking(connection, self.watcher.joined)
-        table = Table()
-        greeting = await _ask(connection, "attach")
-        with loading(table):
-            while page := await _ask(connection, "page"):
-                load_page(table, page)
-        table.next_ino = greeting["next_ino"]  # numbers of inodes that are gone are not used again
+            await while_talking(connection, self.watcher.joined)
+        table, greeting = await fetch(connection)
         self.table, self.alone = table, greeting["alone"]
         self._news = {"boot": greeting["boot"], "number": greeting["applied"], "reply": 0, "turn": 0}
         self._number = greeting["applied"]
         if not self.placement.epoch:
-            self.placement = await self._first_placement(connection)
+            self.placement = await first_placement(connection)
         if self.watcher is not None:
             self.watcher.reloaded()
-
-    async def _first_placement(self, connection: Connection) -> PlacementMap:
-        """The newest map; a server that has just restarted knows none until the scheduler's next cycle, which is waited for.
-
-        Without a map every chunk would look lost, and what a crash has left could not be collected before it is served.
-        """
-        with trio.move_on_after(PLACEMENT_TIMEOUT_S):
-            while True:
-                newest = PlacementMap.unpack(await _ask(connection, "placement"))
-                if newest.epoch:
-                    return newest
-                await trio.sleep(RETRY_S)
-        log.warning(
-            "nobody has said where the chunks are for %.0f s: files cannot be read until the scheduler is back",
-            PLACEMENT_TIMEOUT_S,
-        )
-        return NO_PLACEMENT
 
     async def leave(self) -> None:
         """End the session, with everything durable; for a clean unmount. Raises as `settle`."""
         await self.settle()
         self.failure = UNMOUNTED
         with trio.move_on_after(NEWS_TIMEOUT_S):
-            await _ask(self._ops, "leave")
+            await ask(self._ops, "leave")
 
     # -- sending -----------------------------------------------------------------------------------------------------
 
@@ -322,7 +316,7 @@ class MetaClient:
                 batch = Batch(self._uplink.last + 1, [], [])
             if batch is None and self._readers and self.state is DARK and self._asked_turn != self._news["turn"]:
                 self._asked_turn = self._news["turn"]
-                await _ask(ops, "share")
+                await ask(ops, "share")
                 continue
             if batch is None:
                 self._more = trio.Event()
@@ -333,7 +327,7 @@ class MetaClient:
     async def _send_batch(self, ops: Connection, batch: Batch, leased: bool) -> None:
         self.table.changes.clear()  # the replica has no store
         try:
-            one, other = await _ask(ops, "ops", batch.first, batch.ops, leased, self._settling > 0)
+            one, other = await ask(ops, "ops", batch.first, batch.ops, leased, self._settling > 0)
         except FilesystemError as error:
             log.error("the inode table could not store %d ops, will try again: %s", len(batch.ops), error.strerror)
             await trio.sleep(HEARTBEAT_S)
@@ -363,7 +357,7 @@ class MetaClient:
             said = {**self._news, "map": self.placement.epoch, "active": self._active}
             self._active = False
             try:
-                news = await _ask(follow, "follow", said)
+                news = await ask(follow, "follow", said)
             except FilesystemError as error:
                 log.error("the inode table has no news: %s", error.strerror)
                 await trio.sleep(HEARTBEAT_S)
@@ -402,16 +396,17 @@ class MetaClient:
         if self.alone and not alone:
             self.alone = False
             if self.watcher is not None:
-                await _while_talking(follow, self.watcher.joined)
+                await while_talking(follow, self.watcher.joined)
         self.alone = alone
         if state == LEASE and self.state is not LEASE:
             self._holding = self._uplink.executing is not None
             if self._holding:  # its rows must be here first; then the same news comes again
-                await self._until(lambda: self._uplink.executing is None)
+                await self._while_not(lambda: self._uplink.executing is None)
                 return
-        elif self.state is LEASE and state != LEASE:
-            self.state = SHARED
-            await self._until(lambda: self._uplink.drained)
+        elif state != LEASE:
+            if self.state is LEASE:
+                self.state = SHARED  # nothing more is applied here
+            await self._while_not(lambda: self._uplink.drained)
         self.state = {LEASE: LEASE, SHARED: SHARED, DARK: DARK}[state]
         self._news["turn"] = turn
         self._more.set()
@@ -420,27 +415,3 @@ class MetaClient:
     def _signal(self) -> None:
         progress, self._progress = self._progress, trio.Event()
         progress.set()
-
-
-async def _ask(connection: Connection, method: str, *arguments: Any) -> Any:
-    """The server's answer. ESTALE, which says that the session is over, is raised as AuthenticationFailed."""
-    try:
-        return await connection.call(method, *arguments)
-    except FilesystemError as error:
-        if error.errno == errno.ESTALE:
-            raise AuthenticationFailed(error.strerror) from error
-        raise
-
-
-async def _while_talking(connection: Connection, action: Callable[[], Awaitable[None]]) -> None:
-    """Carry out what may take longer than the server's patience, and let it hear of us meanwhile."""
-
-    async def talk() -> None:
-        while True:
-            await trio.sleep(HEARTBEAT_S)
-            await _ask(connection, "placement")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(talk)
-        await action()
-        nursery.cancel_scope.cancel()

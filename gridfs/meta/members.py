@@ -126,6 +126,7 @@ class Members:
         for peer in list(session.peers.values()):
             peer.disconnect()
         self.ending.add(session.id)
+        self._engine.epoch += 1  # a fence is known by its epoch
         self.fence_chunk_servers()
         await self._holders.fenced()
         self.ending.discard(session.id)
@@ -149,6 +150,7 @@ class Members:
         log.info("epoch %d: unmounted on %s", session.epoch, session.identity["host"])
         del self.sessions[session.id]
         self.lease.leave(session.id)
+        self._engine.epoch += 1
         self.fence_chunk_servers()
         self._engine.reap_unused(*([] if self.sessions else list(self._engine.table.orphans)))  # nobody is left to hold them
         self._engine.save()

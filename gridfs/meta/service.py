@@ -338,7 +338,7 @@ class MetaService:
         now_s = self._monotonic()
         sessions = [
             {name: session.identity.get(name) for name in ("host", "mountpoint", "pid")}
-            | {"since_s": now_s - session.started_s, "state": self.lease.state(session.id), "epoch": session.epoch}
+            | {"since_s": now_s - session.started_s, "lease": self.lease.state(session.id), "epoch": session.epoch}
             for session in self.sessions.values()
             if session.peers
         ]

@@ -280,13 +280,14 @@ class Table:
     def extend(self, written_ns: int | None, ino: int, size: int) -> Inode:
         """Bytes have been written up to `size` or before: the size never shrinks.
 
-        mtime and ctime move to `written_ns`; None when the table has been told of the last write's time already.
+        mtime moves to `written_ns`, and ctime if it is not later already: the table is told some time after the write. None
+        when it has been told of the last write's time.
         """
         inode = self.inode(ino)
         self._refuse_size(inode, size)
         inode.size = max(inode.size, size)
         if written_ns is not None:
-            inode.mtime_ns = inode.ctime_ns = written_ns
+            inode.mtime_ns, inode.ctime_ns = written_ns, max(written_ns, inode.ctime_ns)
         self.changes.inodes.add(ino)
         return inode
 
@@ -320,12 +321,13 @@ class Table:
 
         Raises ENOENT, and EINVAL for what is no regular file.
         """
-        if not self.inode(ino).is_regular:
+        inode = self.inode(ino)
+        if not inode.is_regular:
             raise FilesystemError(errno.EINVAL)
         placed = self.directory.servers(ino, index)
         if not placed:
             placed = tuple(servers)
-            self.directory.place(ino, index, placed)
+            self.directory.place(inode.ino, index, placed)  # the one object that stands for the number
             self.changes.chunks.add((ino, index))
         return placed
 
@@ -441,6 +443,9 @@ def without_privileges(mode: int) -> int:
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
-def moves_atime(inode: Inode, now_ns: int) -> bool:
-    """Whether a read moves atime: when it is not newer than the last change, or more than a day old (relatime, mount(8))."""
-    return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS
+def moves_atime(inode: Inode, now_ns: int, changed_ns: int = 0) -> bool:
+    """Whether a read moves atime: when it is not newer than the last change, or more than a day old (relatime, mount(8)).
+
+    `changed_ns` is the time of a change that the table has not been told of.
+    """
+    return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns, changed_ns) or now_ns - inode.atime_ns > _DAY_NS

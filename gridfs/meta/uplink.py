@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
-import trio
-
 from gridfs.errors import FilesystemError
 from gridfs.meta.table import Op
 
@@ -19,7 +17,7 @@ BATCH_MAX_OPS, BATCH_MAX_BYTES = 2000, 1 << 20
 class Call:
     """One op that the server is to execute, and what came of it."""
 
-    __slots__ = ("_done", "error", "number", "op", "value")
+    __slots__ = ("error", "number", "op", "settled", "value")
 
     def __init__(self, op: Op) -> None:
         self.op = op
@@ -27,16 +25,15 @@ class Call:
         """The number that the author's replica has to reach before the value means anything; 0 when applied right there."""
         self.value: Any = None
         self.error: FilesystemError | None = None
-        self._done = trio.Event()
+        self.settled = False
 
     def finish(self, value: Any = None, error: FilesystemError | None = None, number: int = 0) -> None:
         """Settle it, once."""
         self.value, self.error, self.number = value, error, number
-        self._done.set()
+        self.settled = True
 
-    async def wait(self) -> Any:
-        """The value, or the error raised."""
-        await self._done.wait()
+    def result(self) -> Any:
+        """The value, or the error raised; once it is settled."""
         if self.error:
             raise self.error
         return self.value

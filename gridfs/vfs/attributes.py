@@ -32,7 +32,7 @@ def attributes_of(inode: Inode, file: File | None, chunks: int) -> Attributes:
     if file is not None and file.dirty:
         size = file.size
         if file.mtime_ns is not None:
-            mtime_ns = ctime_ns = file.mtime_ns
+            mtime_ns, ctime_ns = file.mtime_ns, max(ctime_ns, file.mtime_ns)
     return Attributes(
         *(inode.ino, inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev),
         *(size, inode.atime_ns, mtime_ns, ctime_ns, min(size, chunks * CHUNK_SIZE_BYTES)),

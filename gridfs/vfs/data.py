@@ -18,7 +18,6 @@ from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
 from gridfs.vfs.fetch import Fetcher
-from gridfs.vfs.file import File
 from gridfs.vfs.handles import FileHandle, Handles
 from gridfs.vfs.readahead import Budget, ReadAhead
 from gridfs.vfs.writeback import Writeback
@@ -88,23 +87,22 @@ class Data:
         """close(2): after it what this handle wrote outlives the mount. Raises a write's late error, once per handle."""
         handle = self._handles.file(fh)
         if handle.wrote:
-            await self._make_safe(handle.file)
-            handle.raise_error()
+            await self._make_safe(handle)
             await self._meta.deliver()
             handle.wrote = False
 
     async def fsync(self, fh: int) -> None:
         """fsync(2): the file's bytes, size and names are safe and durable. Raises as `flush`."""
         handle = self._handles.file(fh)
-        await self._make_safe(handle.file)
-        handle.raise_error()
+        await self._make_safe(handle)
         await self._meta.settle()
 
-    async def _make_safe(self, file: File) -> None:
+    async def _make_safe(self, handle: FileHandle) -> None:
         """Bytes to the chunk servers first, then the size to the inode table."""
-        await file.settle()
-        if file.dirty:
-            await file.commit()
+        await handle.file.settle()
+        handle.raise_error()
+        if handle.file.dirty:
+            await handle.file.commit()
 
     # -- sizes -------------------------------------------------------------------------------------------------------
 

@@ -310,7 +310,7 @@ class Filesystem:
         return self._attributes(self._meta.table.inode(ino))
 
     def _attributes(self, inode: Inode) -> Attributes:
-        chunks = len(self._meta.table.directory.chunks(inode.ino))
+        chunks = self._meta.table.directory.count(inode.ino)
         return attributes_of(inode, self._handles.open_files.get(inode.ino), chunks)
 
     async def change(self, ino: int, *, size: int | None = None, **changes: int) -> Attributes:
@@ -327,8 +327,9 @@ class Filesystem:
 
     def _touch(self, ino: int) -> None:
         """Move atime as `relatime` does: when it is not newer than the last change, or a day old (mount(8))."""
-        inode, now_ns = self._meta.table.inode(ino), self._clock_ns()
-        if moves_atime(inode, now_ns):
+        inode, file, now_ns = self._meta.table.inode(ino), self._handles.open_files.get(ino), self._clock_ns()
+        written_ns = file.mtime_ns if file is not None else None
+        if moves_atime(inode, now_ns, written_ns or 0):
             self._meta.post(("touch", now_ns, ino))
 
     async def space(self) -> Space:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,7 @@ class Handles:
         self._numbers = 0
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle] = {}
+        self._open_directories: Counter[int] = Counter()
         self.open_files: dict[int, File] = {}
         """ino -> File, while the inode has an open handle."""
 
@@ -100,12 +102,17 @@ class Handles:
         """A new handle of directory `ino`."""
         self._numbers += 1
         self._directories[self._numbers] = DirectoryHandle(ino)
+        self._open_directories[ino] += 1
         return self._numbers
 
     def remove_directory(self, fh: int) -> DirectoryHandle:
         """The kernel has let go of the handle."""
-        return self._directories.pop(fh)
+        handle = self._directories.pop(fh)
+        self._open_directories[handle.ino] -= 1
+        if not self._open_directories[handle.ino]:
+            del self._open_directories[handle.ino]
+        return handle
 
     def holds_directory(self, ino: int) -> bool:
         """True while some handle of directory `ino` is open."""
-        return any(handle.ino == ino for handle in self._directories.values())
+        return ino in self._open_directories

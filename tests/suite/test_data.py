@@ -28,44 +28,6 @@ def test_a_file_of_any_size_reads_back(root: Path, size: int) -> None:
     assert path.read_bytes() == content
 
 
-def test_read_past_the_end_returns_what_there_is(root: Path) -> None:
-    """A read across the end is short; one beyond it returns nothing."""
-    path = write(root / "file", b"0123456789")
-    with opened(path, os.O_RDONLY) as fd:
-        assert os.pread(fd, 100, 5) == b"56789"
-        assert os.pread(fd, 100, 10) == b""
-        assert os.pread(fd, 100, TIB) == b""
-
-
-def test_write_past_the_end_leaves_a_hole_of_zeros(root: Path) -> None:
-    """The gap between the old end and the new bytes reads as zeros, across chunks."""
-    path = write(root / "file", b"begin")
-    with opened(path, os.O_RDWR) as fd:
-        os.pwrite(fd, b"end", 2 * CHUNK_BYTES + 5)
-    assert path.read_bytes() == b"begin" + bytes(2 * CHUNK_BYTES) + b"end"
-
-
-def test_truncate_down_and_up_again_reads_zeros(root: Path) -> None:
-    """Bytes cut off are gone: growing the file again does not bring them back."""
-    path = write(root / "file", b"x" * (CHUNK_BYTES + 100))
-    for size in (CHUNK_BYTES - 10, 5000, 10, 0):
-        os.truncate(path, size)
-        assert path.stat().st_size == size
-        os.truncate(path, CHUNK_BYTES + 100)
-        assert path.read_bytes() == b"x" * size + bytes(CHUNK_BYTES + 100 - size)
-
-
-def test_ftruncate_works_on_an_open_handle(root: Path) -> None:
-    """ftruncate(2) changes the size that the handle itself sees at once."""
-    with opened(root / "file", os.O_CREAT | os.O_RDWR) as fd:
-        os.write(fd, b"abcdef")
-        os.ftruncate(fd, 3)
-        assert os.fstat(fd).st_size == 3
-        assert os.pread(fd, 10, 0) == b"abc"
-        os.ftruncate(fd, 5)
-        assert os.pread(fd, 10, 0) == b"abc\0\0"
-
-
 def test_a_sparse_file_of_a_terabyte_takes_no_space(root: Path) -> None:
     """A huge file that holds nothing has its size, reads zeros and takes next to no blocks; the far end is writable."""
     with opened(root / "sparse", os.O_CREAT | os.O_RDWR) as fd:
@@ -79,17 +41,6 @@ def test_a_sparse_file_of_a_terabyte_takes_no_space(root: Path) -> None:
         assert os.pread(fd, 5, TIB // 2 - 1) == b"\0mid\0"
         assert os.fstat(fd).st_size == TIB
         assert os.fstat(fd).st_blocks * 512 <= 4 * CHUNK_BYTES
-
-
-def test_overwriting_in_the_middle_keeps_the_rest(root: Path) -> None:
-    """A small write changes its own bytes only, also across a chunk boundary and after the file was closed."""
-    content = bytearray(random.Random(1).randbytes(2 * CHUNK_BYTES + 1000))
-    path = write(root / "file", bytes(content))
-    for offset in (0, 4095, CHUNK_BYTES - 3, 2 * CHUNK_BYTES - 1, len(content) - 6):
-        with opened(path, os.O_WRONLY) as fd:
-            os.pwrite(fd, b"change", offset)
-        content[offset : offset + 6] = b"change"
-    assert path.read_bytes() == content
 
 
 class Model:

@@ -19,15 +19,6 @@ STABLE = 3000
 LISTINGS = 8
 
 
-def test_mkdir_and_rmdir(root: Path) -> None:
-    """A new directory is empty and has its mode; a removed one is gone."""
-    os.mkdir(root / "d", 0o750)
-    assert stat.S_IMODE((root / "d").stat().st_mode) == 0o750
-    assert listing(root / "d") == []
-    os.rmdir(root / "d")
-    assert listing(root) == []
-
-
 def test_umask_takes_bits_from_new_files_and_directories(root: Path) -> None:
     """The mode of what is made is the mode asked for less the umask."""
     os.umask(0o027)
@@ -36,23 +27,6 @@ def test_umask_takes_bits_from_new_files_and_directories(root: Path) -> None:
         pass
     assert stat.S_IMODE((root / "d").stat().st_mode) == 0o750
     assert stat.S_IMODE((root / "f").stat().st_mode) == 0o640
-
-
-def test_nlink_of_a_directory_counts_its_subdirectories(root: Path) -> None:
-    """2, and one more for each directory inside: after mkdir, rmdir and rename."""
-    one, two = root / "one", root / "two"
-    one.mkdir()
-    two.mkdir()
-    assert one.stat().st_nlink == 2
-    (one / "a").mkdir()
-    (one / "b").mkdir()
-    write(one / "file", b"")
-    assert one.stat().st_nlink == 4
-    (one / "a").rename(two / "a")
-    assert (one.stat().st_nlink, two.stat().st_nlink) == (3, 3)
-    (one / "b").rmdir()
-    assert one.stat().st_nlink == 2
-    assert root.stat().st_nlink == 4
 
 
 def test_dot_dot_is_the_parent(root: Path) -> None:
@@ -145,14 +119,6 @@ def test_removing_while_listing_misses_nothing(root: Path) -> None:
             removed += 1
     assert removed == STABLE
     assert listing(root) == []
-
-
-def test_a_handle_lists_again_after_rewinding(root: Path) -> None:
-    """Each listing of one open directory is a fresh one."""
-    with opened(root, os.O_RDONLY | os.O_DIRECTORY) as directory:
-        assert os.listdir(directory) == []
-        write(root / "later", b"")
-        assert os.listdir(directory) == ["later"]
 
 
 def test_a_removed_directory_takes_no_new_names(root: Path) -> None:

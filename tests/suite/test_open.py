@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.syscalls import fails, in_child, listing, opened, syncfs, write
+from tests.suite.syscalls import fails, in_child, opened, syncfs, write
 
 MIB = 1 << 20
 WRITERS = 4
 RECORDS = 100
 RECORD_BYTES = 100
-
-
-def test_o_trunc_empties_the_file(root: Path) -> None:
-    """O_TRUNC leaves nothing of what was there, also for the reader that comes after."""
-    path = write(root / "file", b"x" * (9 * MIB))
-    with opened(path, os.O_WRONLY | os.O_TRUNC) as fd:
-        assert os.fstat(fd).st_size == 0
-        os.write(fd, b"new")
-    assert path.read_bytes() == b"new"
 
 
 def test_o_excl_makes_the_file_or_fails(root: Path) -> None:
@@ -87,50 +78,6 @@ def test_o_direct_reads_and_writes_the_same_bytes(root: Path) -> None:
             aligned[:] = bytes(len(content))
             assert os.preadv(direct, [aligned], 0) == len(content)
             assert aligned[:] == content[:4096] + b"changed" + content[4103:]
-
-
-def test_two_handles_on_one_file_are_coherent(root: Path) -> None:
-    """What one handle writes, cuts or grows, the other sees at once."""
-    path = root / "file"
-    with opened(path, os.O_CREAT | os.O_RDWR) as first, opened(path, os.O_RDWR) as second:
-        for number in range(50):
-            os.pwrite(first, f"{number:08}".encode(), number * 4096)
-            assert os.pread(second, 8, number * 4096) == f"{number:08}".encode()
-            assert os.fstat(second).st_size == number * 4096 + 8
-        os.ftruncate(second, 4)
-        assert os.fstat(first).st_size == 4
-        assert os.pread(first, 100, 0) == b"0000"
-        assert in_child(path.read_bytes) == b"0000"
-
-
-def test_an_unlinked_open_file_stays_readable_and_writable(root: Path) -> None:
-    """Without a name the file lives on until its last handle closes: nlink 0, content whole, growing still."""
-    content = random.Random(5).randbytes(9 * MIB)
-    path = write(root / "file", content)
-    with opened(path, os.O_RDWR) as fd:
-        os.unlink(path)
-        assert listing(root) == []
-        assert os.fstat(fd).st_nlink == 0
-        assert os.pread(fd, len(content), 0) == content
-        os.pwrite(fd, b"still", len(content))
-        assert os.pread(fd, 10, len(content) - 1) == content[-1:] + b"still"
-        os.ftruncate(fd, 3)
-        os.fsync(fd)
-        assert os.pread(fd, 10, 0) == content[:3]
-        write(path, b"another file of that name")
-        assert os.fstat(fd).st_size == 3
-    assert path.read_bytes() == b"another file of that name"
-
-
-def test_a_file_renamed_over_stays_readable_through_its_handle(root: Path) -> None:
-    """rename(2) over an open file is an unlink for it."""
-    old = write(root / "old", b"old")
-    new = write(root / "new", b"new")
-    with opened(old, os.O_RDONLY) as fd:
-        os.rename(new, old)
-        assert os.pread(fd, 10, 0) == b"old"
-        assert os.fstat(fd).st_nlink == 0
-    assert old.read_bytes() == b"new"
 
 
 def test_a_handle_survives_rename_and_chmod(root: Path) -> None:

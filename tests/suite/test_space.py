@@ -31,23 +31,6 @@ def test_statfs_is_consistent(root: Path) -> None:
     assert figures.f_frsize > 0
 
 
-def test_statfs_follows_writes_and_unlinks(root: Path) -> None:
-    """Bytes written are missing from the free space; after unlink they are back."""
-    before = free_bytes(root)
-    block = random.Random(9).randbytes(MIB)
-    with opened(root / "file", os.O_CREAT | os.O_WRONLY) as fd:
-        for _ in range(SAMPLE_BYTES // MIB):
-            os.write(fd, block)
-        os.fsync(fd)
-
-    def taken() -> int:
-        return before - free_bytes(root)
-
-    eventually(lambda: abs(taken() - SAMPLE_BYTES) < SLACK_BYTES, "statfs counts what was written")
-    os.unlink(root / "file")
-    eventually(lambda: abs(taken()) < SLACK_BYTES, "statfs has the space back")
-
-
 def test_holes_take_no_space(root: Path) -> None:
     """Growing a file by truncate is free of charge."""
     before = free_bytes(root)

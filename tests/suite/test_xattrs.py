@@ -15,32 +15,6 @@ LARGEST_VALUE_BYTES = 65536
 MANY = 100
 
 
-def test_set_get_list_and_remove(root: Path) -> None:
-    """On files and directories, with empty and binary values, replaced and removed again."""
-    (root / "d").mkdir()
-    for path in (write(root / "file", b""), root / "d"):
-        assert os.listxattr(path) == []
-        os.setxattr(path, "user.one", b"1")
-        os.setxattr(path, "user.empty", b"")
-        os.setxattr(path, "user.binary", bytes(range(256)))
-        assert sorted(os.listxattr(path)) == ["user.binary", "user.empty", "user.one"]
-        assert os.getxattr(path, "user.empty") == b""
-        assert os.getxattr(path, "user.binary") == bytes(range(256))
-        os.setxattr(path, "user.one", b"another")
-        assert os.getxattr(path, "user.one") == b"another"
-        os.removexattr(path, "user.one")
-        assert sorted(os.listxattr(path)) == ["user.binary", "user.empty"]
-
-
-def test_missing_attributes_are_enodata(root: Path) -> None:
-    """Getting and removing what is not there."""
-    path = write(root / "file", b"")
-    with fails(errno.ENODATA):
-        os.getxattr(path, "user.none")
-    with fails(errno.ENODATA):
-        os.removexattr(path, "user.none")
-
-
 def test_create_and_replace_flags(root: Path) -> None:
     """XATTR_CREATE fails on one that exists, XATTR_REPLACE on one that does not; neither then changes anything."""
     path = write(root / "file", b"")
@@ -73,26 +47,6 @@ def test_names_of_the_longest_length(root: Path) -> None:
     assert os.listxattr(path) == [name]
     with fails(errno.ERANGE):
         os.setxattr(path, name + "n", b"longer")
-
-
-def test_many_attributes_are_all_listed(root: Path) -> None:
-    """A hundred of them, each with its value."""
-    path = write(root / "file", b"")
-    wanted = {f"user.number-{number}": f"value-{number}".encode() for number in range(MANY)}
-    for name, value in wanted.items():
-        os.setxattr(path, name, value)
-    assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == wanted
-
-
-def test_attributes_belong_to_the_inode(root: Path) -> None:
-    """They stay through rename and are seen through every hard link; a new file of the old name has none."""
-    path = write(root / "file", b"")
-    os.setxattr(path, "user.a", b"1")
-    os.link(path, root / "link")
-    path.rename(root / "moved")
-    assert os.getxattr(root / "moved", "user.a") == b"1"
-    assert os.getxattr(root / "link", "user.a") == b"1"
-    assert os.listxattr(write(root / "file", b"")) == []
 
 
 def test_symlinks_and_unknown_namespaces_have_none(root: Path) -> None:

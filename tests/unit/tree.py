@@ -34,7 +34,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
     },
     {
-        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "thin")),
+        "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "attachment", "thin")),
         "chunk": ("gridfs.chunk.client",),
         "cluster": ("gridfs.cluster.*",),
     },
@@ -66,7 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
-        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.uplink", "gridfs.meta.thin", "gridfs.fsck"),
+        *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),

@@ -6,6 +6,7 @@ Only Ray's object store is played by a fake, and `tests/cluster` runs the same c
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Cluster:
             await nursery.start(meta.run)
             chunks = ChunkClient(self.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
-            filesystem = Filesystem(meta, chunks)
+            filesystem = Filesystem(meta, chunks, time.time_ns)
             await nursery.start(filesystem.run)
             yield filesystem
             nursery.cancel_scope.cancel()

@@ -79,16 +79,6 @@ async def test_holes_read_as_zeros_and_take_no_space(cluster: Cluster, filesyste
     assert cluster.used_bytes <= 3 + (1 << 40) % CHUNK_SIZE_BYTES
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, CHUNK_SIZE_BYTES - 1, CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES + 1])
-async def test_what_truncate_cut_reads_as_zeros_when_the_file_grows_again(filesystem: Filesystem, size: int) -> None:
-    ino, fh = await create(filesystem)
-    content = random.Random(3).randbytes(CHUNK_SIZE_BYTES + 5000)
-    await filesystem.data.write(fh, 0, content)
-    assert (await filesystem.change(ino, size=size)).size == size
-    assert (await filesystem.change(ino, size=len(content))).size == len(content)
-    assert await read_all(filesystem, fh, len(content)) == content[:size] + bytes(len(content) - size)
-
-
 @pytest.mark.expected_log("bytes at 0 were lost: the connection's owner ended it")
 async def test_closed_bytes_survive_a_crash_of_the_mount(cluster: Cluster) -> None:
     content = random.Random(4).randbytes(3 * MIB)
