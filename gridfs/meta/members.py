@@ -57,10 +57,6 @@ class Members:
         return session
 
     def _begin(self, identity: Identity) -> Session:
-        place = (identity["host"], identity["mountpoint"])
-        for other in self.sessions.values():
-            if not other.peers and (other.identity["host"], other.identity["mountpoint"]) == place:
-                other.ended_s = self._monotonic() - LEASE_S  # a mountpoint has one daemon: that one is gone for good
         self._engine.epoch += 1
         session = Session({**identity, "epoch": self._engine.epoch}, self._engine.epoch, self._monotonic())
         self.sessions[session.id] = session
@@ -100,7 +96,16 @@ class Members:
         session.heard_s = self._monotonic()
         return session
 
+    def _is_followed(self, session: Session) -> bool:
+        """Whether a newer session is at the same place: a mountpoint has one daemon, so this one's is gone for good."""
+        return any(
+            other.epoch > session.epoch and all(other.identity[at] == session.identity[at] for at in ("host", "mountpoint"))
+            for other in self.sessions.values()
+        )
+
     def _is_lost(self, session: Session) -> bool:
+        if not session.peers and self._is_followed(session):
+            return True
         now_s = self._monotonic()
         if session.ended_s is not None:
             return now_s - session.ended_s > RECONNECT_S

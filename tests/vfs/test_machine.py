@@ -49,4 +49,4 @@ TestVfs = VfsMachine.TestCase
 TestVfs.settings = profile(examples=60, steps=40)
 
 TestTwoMounts = TwoMountsMachine.TestCase
-TestTwoMounts.settings = profile(examples=40, steps=40)
+TestTwoMounts.settings = profile(examples=20, steps=40)
