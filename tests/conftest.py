@@ -19,6 +19,8 @@ LEVELS = {"unit": "unit", "vfs": "vfs", "cluster": "cluster", "mounted": "mounte
 """Folder -> level, in the order in which they run: what is quick and says most comes first."""
 NEEDS = {"unit": (), "vfs": (), "cluster": ("root",), "mounted": ("root", "/dev/fuse")}
 
+pytest.register_assert_rewrite("tests.calls")  # cases that vfs and suite share: their assertions tell what they compared
+
 _leftovers = pytest.StashKey[Leftovers]()
 _left = pytest.StashKey[list[str]]()
 _passed = pytest.StashKey[bool]()

@@ -202,10 +202,19 @@ def test_mount_without_a_fuse_device_says_so(unmounted: LocalFilesystem, tmp_pat
         refused(unmounted.gridfs("mount", unmounted.mountpoint, under=under), words, "modprobe fuse")
 
 
-def test_a_mount_is_there_once_and_not_taken_from_its_users(mounted: LocalFilesystem, tmp_path: Path) -> None:
+def test_it_is_mounted_at_a_second_place_and_listed_there(mounted: LocalFilesystem, tmp_path: Path) -> None:
+    point = mounted.mountpoint
+    mounted.do("mount", tmp_path)
+    (tmp_path / "shared").write_text("seen")
+    assert (point / "shared").read_text() == "seen"
+    assert {mount["mountpoint"] for mount in mounted.status()["mounts"]} == {str(point), str(tmp_path)}
+    assert mounted.do("umount", tmp_path) == f"{tmp_path} is unmounted\n"
+    (point / "shared").unlink()
+
+
+def test_a_mount_is_not_made_twice_in_one_place_and_not_taken_from_its_users(mounted: LocalFilesystem) -> None:
     point = mounted.mountpoint
     refused(mounted.gridfs("mount", point), f"gridfs is mounted at {point} already")
-    refused(mounted.gridfs("mount", tmp_path), f"it is mounted at {point} already", f"run gridfs umount {point}")
     refused(mounted.gridfs("umount", "/proc"), "gridfs is not mounted at /proc")
     refused(mounted.gridfs("down"), f"still mounted at {point}", f"run gridfs umount {point}", "--force")
     with subprocess.Popen(["sleep", "60"], cwd=point) as user:
