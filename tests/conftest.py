@@ -26,6 +26,18 @@ _left = pytest.StashKey[list[str]]()
 _passed = pytest.StashKey[bool]()
 
 
+@pytest.fixture(scope="session")
+def bed() -> Iterator[testbed.Testbed]:
+    """The testbed, with the filesystem mounted. In the end `gridfs fsck` must find nothing wrong."""
+    if testbed.given_directory():
+        pytest.skip("GRIDFS_SUITE_DIR is set: there is no testbed")
+    bed = testbed.testbed()
+    yield bed
+    checked = bed.gridfs("fsck", check=False)
+    testbed.down()
+    assert checked.returncode == 0, f"gridfs fsck after the tests:\n{checked.stdout}{checked.stderr}"
+
+
 # -- levels ----------------------------------------------------------------------------------------------------------
 
 

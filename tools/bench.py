@@ -19,6 +19,7 @@ from bench_measure import MIB, UNITS, Figures, Workload, measure, warm_up
 from bench_memory import PeakMemory, filesystem_type, find_daemon, mountpoint_of
 from bench_nothing import NothingFailed, nothing
 from bench_scale import scale
+from bench_sharing import sharing
 
 ROUNDS_AGAINST = 3
 
@@ -161,6 +162,7 @@ def measure_directory(
 
 
 main.add_command(scale)
+main.add_command(sharing)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from gridfs.types import NO_PLACEMENT, PlacementMap
 
 log = logging.getLogger(__name__)
 
+STREAMS = ("ops", "follow")
 QUIET_S = 1.0
 """A mount gets the lease when no other client has done anything for this long."""
 HEARTBEAT_S = 1.0
@@ -93,6 +94,8 @@ class MetaService:
             return {}
         if role != "mount":
             raise AuthenticationFailed(f"this server knows no role {role!r}")
+        if identity.get("stream") not in STREAMS:
+            raise AuthenticationFailed(f"a mount has no stream {identity.get('stream')!r}")
         session = self.members.admit(identity)
         return {"epoch": session.epoch, "seq": session.seq}
 

@@ -1,5 +1,5 @@
-"""The testbed of the session, and a directory on its mount."""
+"""A directory on the mount of the session's testbed."""
 
-from tests.suite.conftest import bed, root, suite_top
+from tests.suite.conftest import root, suite_top
 
-__all__ = ["bed", "root", "suite_top"]
+__all__ = ["root", "suite_top"]

@@ -25,18 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def bed() -> Iterator[testbed.Testbed]:
-    """The testbed, with the filesystem mounted. In the end `gridfs fsck` must find nothing wrong."""
-    if testbed.given_directory():
-        pytest.skip("GRIDFS_SUITE_DIR is set: there is no testbed")
-    bed = testbed.testbed()
-    yield bed
-    checked = bed.gridfs("fsck", check=False)
-    testbed.down()
-    assert checked.returncode == 0, f"gridfs fsck after the tests:\n{checked.stdout}{checked.stderr}"
-
-
-@pytest.fixture(scope="session")
 def suite_top(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory of this session on the filesystem under test, open to every user."""
     place = testbed.given_directory() or request.getfixturevalue("bed").mountpoint
