@@ -1,4 +1,4 @@
-"""What is there after the mount daemon is killed or unmounted, when the workers are full, and to a stranger."""
+"""What is there after the mount daemon is killed or unmounted, and to a stranger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -272,29 +271,3 @@ def numbered(block: bytearray, number: int) -> bytearray:
     """The block with its number in front: no two of the file are alike."""
     block[:8] = number.to_bytes(8, "little")
     return block
-
-
-def test_full_workers_are_enospc_from_write_and_unlink_gives_space_back(bed: Testbed, root: Path) -> None:
-    """Steps of 8 MiB until write(2) fails; what it acknowledged is there, close says nothing, and unlink helps."""
-    block, acknowledged = bytearray(random.Random(25).randbytes(CHUNK_BYTES)), list[int]()
-    big, before = root / "big", free_bytes(root)
-    with opened(big, os.O_WRONLY | os.O_CREAT) as fd, fails(errno.ENOSPC):
-        while True:
-            acknowledged.append(os.write(fd, numbered(block, len(acknowledged))))
-    assert sum(acknowledged) > 0.9 * before
-    assert big.stat().st_size == sum(acknowledged)
-    assert free_bytes(root) <= 0.02 * before
-    assert int(run("df", "--output=pcent", root).stdout.split()[-1].rstrip("%")) >= 98
-    with subprocess.Popen(["sha256sum", big], stdout=subprocess.PIPE, text=True) as reader:  # both hashes at once
-        wanted = hashlib.sha256()
-        for number, count in enumerate(acknowledged):
-            wanted.update(memoryview(numbered(block, number))[:count])
-        found, _ = reader.communicate(timeout=60)
-    assert found.split()[0] == wanted.hexdigest()
-    started = time.monotonic()
-    big.unlink()
-    eventually(lambda: free_bytes(root) > 0.9 * before, "the space is back")
-    assert time.monotonic() - started < 10
-    again = random.Random(26).randbytes(64 * MIB)
-    assert digest(write(root / "again", again)) == sha(again)
-    assert bed.status()["healthy"]
