@@ -92,15 +92,21 @@ def up(workers: int | None, memory: int | None, address: str | None) -> None:
 @click.argument("mountpoint", type=click.Path())
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to standard error.")
-def mount(mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
+@click.option("--address", metavar="HOST:PORT", help="On another host: the Ray cluster whose filesystem is to be mounted here.")
+def mount(mountpoint: str, options: tuple[str, ...], foreground: bool, address: str | None) -> None:
     """Mount the filesystem at MOUNTPOINT, an existing directory.
+
+    Any number of hosts may mount it. On one where it was not brought up, --address says where it is the first time.
 
     \b
     Example: gridfs mount /mnt/gridmem
+             gridfs mount --address 10.0.0.1:6379 /mnt/gridmem
     """
     from gridfs import cluster
-    from gridfs.cli import mounts
+    from gridfs.cli import filesystem, mounts
 
+    if address is not None:
+        filesystem.visit(address)
     cluster.ClusterRecord.load()  # what is wrong with the mountpoint matters only where something is up
     point = mounts.canonical(mountpoint)
     mounts.check_mountable(point)

@@ -93,6 +93,24 @@ def join(address: str, memory_bytes: int | None, say: Say) -> Endpoints:
             return _assemble(record, say)
 
 
+def visit(address: str) -> None:
+    """Let this home use the filesystem that somebody has brought up over a Ray cluster; nothing if it does already.
+
+    Raises GridfsError when there is none, or this home has another one.
+    """
+    with _alone():
+        if cluster.record_path().exists():
+            present = ClusterRecord.load().address
+            if present != address:
+                raise GridfsError(f"this home uses the filesystem at {present}: run gridfs down first, or set GRIDFS_HOME")
+            return
+        record = ClusterRecord(address=address, guest=True, token_path=os.environ.get("RAY_AUTH_TOKEN_PATH"))
+        cluster.connect(record)
+        if cluster.find(cluster.INODE_TABLE) is None:
+            raise GridfsError(f"the Ray cluster at {address} has no filesystem: run gridfs up --address {address} on its head")
+        record.save()
+
+
 def _check_workers(nodes: Sequence[ClusterNode], memory_bytes: int | None) -> None:
     """Raise GridfsError unless there are workers, with object stores for so much memory (None: whatever they have)."""
     workers = [node for node in nodes if node.role == cluster.WORKER]
@@ -124,7 +142,7 @@ def take_down(say: Say, *, force: bool) -> None:
         for mount in known:
             say(f"taking the mount at {mount.mountpoint} away")
             mounts.abandon(mount)
-        say("ending the filesystem")
+        say("leaving the filesystem" if record.guest else "ending the filesystem")
         _undo(record, force=force)
 
 
@@ -200,7 +218,7 @@ def _await_chunk_servers(expected: set[str]) -> None:
 
 
 def _undo(record: ClusterRecord, *, force: bool) -> None:
-    if not record.local:
+    if not record.local and not record.guest:
         try:
             _destroy_actors(record)
         except cluster.Unreachable as error:

@@ -91,6 +91,8 @@ class ClusterRecord:
     driver_ip: str | None = None
     """Address of the node that drivers of this machine attach to; None lets Ray find it."""
     nodes: tuple[LocalNode, ...] = ()
+    guest: bool = False
+    """True if somebody else brought the filesystem up: this home mounts it, and never ends it."""
 
     @property
     def local(self) -> bool:

@@ -98,6 +98,32 @@ def test_what_the_kernel_knew_from_before_the_other_mount_is_forgotten(bed: Test
         mountpoint.rmdir()
 
 
+def test_a_host_with_a_home_of_its_own_mounts_and_leaves_without_ending_anything(
+    bed: Testbed, root: Path, tmp_path: Path
+) -> None:
+    state = json.loads(Path("/run/gridfs-testbed.json").read_text())
+    address = json.loads((Path(state["home"]) / "cluster.json").read_text())["address"]
+    home, mountpoint = tmp_path / "home", tmp_path / "mnt"
+    mountpoint.mkdir()
+
+    def gridfs(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        token = Path(state["home"]) / "token"
+        environment = ("env", f"GRIDFS_HOME={home}", f"RAY_AUTH_TOKEN_PATH={token}", "RAY_AUTH_MODE=token")
+        return bed.on("gpu2", *environment, GRIDFS, *words, check=check)
+
+    assert "no filesystem is up here" in gridfs("mount", mountpoint, check=False).stderr
+    gridfs("mount", "--address", address, mountpoint)
+    (root / "file").write_text("seen")
+    assert (mountpoint / root.relative_to(bed.mountpoint) / "file").read_text() == "seen"
+    assert "uses the filesystem at" in gridfs("mount", "--address", "10.77.0.9:6379", mountpoint, check=False).stderr
+    assert "still mounted" in gridfs("down", check=False).stderr
+    gridfs("umount", mountpoint)
+    gridfs("down")
+    assert not (home / "cluster.json").exists()
+    assert (root / "file").read_text() == "seen"
+    assert bed.status()["healthy"]
+
+
 def test_git_on_one_mount_works_on_with_what_git_on_the_other_did(root: Path, there: Path) -> None:
     def git(directory: Path, *words: str) -> str:
         settings = ("-c", "user.name=n", "-c", "user.email=e", "-c", "safe.directory=*")
