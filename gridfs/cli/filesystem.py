@@ -108,6 +108,7 @@ def visit(address: str) -> None:
         cluster.connect(record)
         if cluster.find(cluster.INODE_TABLE) is None:
             raise GridfsError(f"the Ray cluster at {address} has no filesystem: run gridfs up --address {address} on its head")
+        cluster.disconnect()
         record.save()
 
 

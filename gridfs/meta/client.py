@@ -155,6 +155,7 @@ class MetaClient:
 
     async def settle(self) -> None:
         """Return once every op so far is durable at the server. Raises EIO after SETTLE_TIMEOUT_S, or if fenced."""
+        self._refuse_if_failed()
         goal = self._uplink.last
         if self._uplink.saved < goal:
             self._settling += 1

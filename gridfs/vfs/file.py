@@ -116,6 +116,9 @@ class File:
         self._telling += 1
         try:
             await self._meta.execute(("extend", written_ns, self.ino, size))
+        except BaseException:
+            self.mtime_ns = self.mtime_ns or written_ns  # it has not been told
+            raise
         finally:
             self._telling -= 1
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.local_filesystem import BIN, LocalFilesystem, command_line, forget_cached, layout, refused, running, until
+from tests.mounted.local_filesystem import BIN, LocalFilesystem, forget_cached, layout, refused, running, until
 
 COMMANDS = ("up", "mount", "umount", "status", "fsck", "meta", "down")
 OTHER_USER = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
@@ -292,9 +292,9 @@ def test_a_chunk_server_is_replaced_and_its_loss_is_told(mounted: LocalFilesyste
 
 def test_a_dead_worker_fails_its_files_promptly_and_gets_no_more(mounted: LocalFilesystem) -> None:
     path, other = mounted.file_on("worker1"), mounted.file_on("worker2")
-    node = mounted.node("worker1")
-    os.kill(node, signal.SIGKILL)
-    until(lambda: command_line(node) == "")  # then all of its processes have ended
+    server = mounted.actor("worker1", "ChunkServer")
+    os.kill(mounted.node("worker1"), signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{server}").exists())  # its processes follow it
     began_s = time.monotonic()
     with pytest.raises(OSError) as failure:
         path.read_bytes()

@@ -146,3 +146,20 @@ async def test_a_write_to_a_lost_server_is_told_by_close_once(cluster: Cluster, 
         await filesystem.data.flush(fh)
     assert raised.value.errno == errno.EIO
     await filesystem.data.flush(fh)
+
+
+async def test_what_could_not_be_told_to_the_inode_table_is_not_forgotten(tmp_path: Path) -> None:
+    """fsync fails for as long as it cannot be told, and no fenced mount takes itself to be clean."""
+    async with running(tmp_path) as cluster, cluster.mounted() as filesystem:
+        _, fh = await create(filesystem, b"file")
+        await filesystem.data.write(fh, 0, b"content")
+        await filesystem.data.flush(fh)
+        await filesystem.data.write(fh, 0, b"CONTENT")
+        filesystem._meta.failure = "as asked"
+        for _ in range(2):
+            with pytest.raises(OSError, match="as asked"):
+                await filesystem.data.fsync(fh)
+            assert not filesystem.is_clean()
+        filesystem._meta.failure = None
+        await filesystem.data.fsync(fh)
+        assert filesystem.is_clean()
