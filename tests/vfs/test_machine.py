@@ -46,7 +46,7 @@ class TwoMountsMachine(VfsMachine):
 
 
 TestVfs = VfsMachine.TestCase
-TestVfs.settings = profile(examples=40, steps=40)
+TestVfs.settings = profile(examples=30, steps=40)
 
 TestTwoMounts = TwoMountsMachine.TestCase
-TestTwoMounts.settings = profile(examples=20, steps=40)
+TestTwoMounts.settings = profile(examples=12, steps=40)
