@@ -139,12 +139,16 @@ class MetaClient:
         return result
 
     def post(self, op: Op) -> None:
-        """Carry out an op some time that nobody waits for. Once the session is lost it is forgotten."""
+        """Carry out an op some time that nobody waits for.
+
+        Once the session is lost it is forgotten, and so it is when too many wait: then an atime stays, or an orphan, until the
+        next mount.
+        """
         if self.failure:
             return
         if self.state is LEASE:
             self.apply(op)
-        else:
+        elif len(self._uplink.calls) < QUEUE_MAX_OPS:
             self._uplink.calls.append(Call(op))
             self._more.set()
 

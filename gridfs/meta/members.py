@@ -136,9 +136,9 @@ class Members:
         await self._holders.fenced()
         self.ending.discard(session.id)
         self.lease.leave(session.id)
-        self._engine.save()
         self._engine.reap_unused()
         self.wake_all()
+        self._engine.save()
 
     def fence_chunk_servers(self) -> None:
         """Have them told of all sessions that are over."""

@@ -82,8 +82,11 @@ class MetaService:
             nursery.start_soon(self.engine.keep_saving)
             while True:
                 await trio.sleep(TICK_S)
-                await self.members.fence_the_lost()
-                self._grant_to_the_only_one()
+                try:
+                    await self.members.fence_the_lost()
+                    self._grant_to_the_only_one()
+                except Exception:  # a full disk, say: those who are served go on, and the next tick tries again
+                    log.exception("the sessions could not be looked after")
 
     # -- connections -------------------------------------------------------------------------------------------------
 
