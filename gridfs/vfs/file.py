@@ -112,15 +112,15 @@ class File:
             await self._tell(0)
 
     async def _tell(self, size: int) -> None:
-        written_ns, self.mtime_ns = self.mtime_ns, None
+        """`mtime_ns` stays until the table has it: whoever commits meanwhile must not take the file for told, and waits too."""
+        written_ns = self.mtime_ns
         self._telling += 1
         try:
             await self._meta.execute(("extend", written_ns, self.ino, size))
-        except BaseException:
-            self.mtime_ns = self.mtime_ns or written_ns  # it has not been told
-            raise
         finally:
             self._telling -= 1
+        if self.mtime_ns == written_ns:
+            self.mtime_ns = None
 
     def changed_elsewhere(self) -> None:
         """Another mount has changed the inode: what is known of its bytes counts no longer, but for our own unsafe ones."""

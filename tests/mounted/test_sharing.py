@@ -193,9 +193,6 @@ def test_the_other_mount_goes_on_when_one_is_killed(bed: Testbed, root: Path, th
     bed.gridfs("umount", second)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="in one of two whole runs fsync succeeds on the mount that goes on, and why is not known yet"
-)
 def test_a_mount_that_is_stopped_is_fenced_and_finds_out(
     request: pytest.FixtureRequest, root: Path, there: Path, second: Path
 ) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
 from gridfs.meta.lease import DARK, LEASE, SHARED
+from gridfs.stream.endpoint import Answer
 from gridfs.vfs.filesystem import Filesystem
-from tests.vfs.cluster import USER, running
+from tests.vfs.cluster import USER, Cluster, running
 
 FILE = stat.S_IFREG | 0o644
 LIMIT_S = 20.0
@@ -141,3 +143,36 @@ async def test_a_mount_that_crashed_is_soon_not_waited_for(tmp_path: Path) -> No
             await write_closed(one, b"other", b"1")
             await until_state(one, LEASE)
             assert await read_opened(one, b"file") == b"2"
+
+
+async def test_fsync_waits_when_another_task_is_just_telling_the_table_of_the_write(tmp_path: Path) -> None:
+    """The commit of every second, say: what it has asked for is not durable before it is answered."""
+    with trio.fail_after(LIMIT_S):
+        async with running(tmp_path) as cluster, cluster.mounted("/a") as one, cluster.mounted("/b") as two:
+            await write_closed(two, b"other", b"2")
+            ino = await write_closed(one, b"file", b"before")
+            fh = await one.open(ino, os.O_WRONLY)
+            await one.data.write(fh, 0, b"AFTER!")
+            told = await cut_off(cluster)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.data.commit_all)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                with trio.move_on_after(0.3) as limit:
+                    await one.data.fsync(fh)
+                assert limit.cancelled_caught
+                assert not one.is_clean()
+                told.set()
+            await one.data.fsync(fh)
+            assert one.is_clean()
+
+
+async def cut_off(cluster: Cluster) -> trio.Event:
+    """Until the event returned is set, the inode table's server lets ops wait."""
+    back, ops = trio.Event(), cluster.meta.methods["ops"]
+
+    async def wait(*arguments: object) -> Answer:
+        await back.wait()
+        return await ops(*arguments)
+
+    cluster.meta.methods["ops"] = wait
+    return back
