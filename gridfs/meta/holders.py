@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import trio
 
 from gridfs.errors import ConnectionLost, FilesystemError
-from gridfs.stream.connection import Connection
+from gridfs.stream.standing import standing
 from gridfs.types import ChunkId, PlacementMap, PlacementNode
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,11 @@ class Holders:
         drops = self._drops.pop(node.server, [])
         try:
             with trio.fail_after(CALL_TIMEOUT_S):
-                connection = await Connection.open(node.address, self._secret, identity)
-                self._told[node.server] = epoch
-                self._signal()
-                await _drop(connection, drops)
+                async with standing(node.address, self._secret, identity) as connection:
+                    self._told[node.server] = epoch
+                    self._signal()
+                    if drops:
+                        await connection.call("drop", drops)
         except (ConnectionLost, FilesystemError, trio.TooSlowError) as error:
             log.info("the chunk server on %s was not told: %s", node.host, error)
             self._drops[node.server] += drops
@@ -96,16 +97,3 @@ class Holders:
     def _signal(self) -> None:
         progress, self._progress = self._progress, trio.Event()
         progress.set()
-
-
-async def _drop(connection: Connection, drops: list[ChunkId]) -> None:
-    """Have the drops carried out, if there are any, and end the connection. Raises what came of it."""
-    settled = trio.Event()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(connection.run)
-        reply = connection.submit("drop", drops, callback=lambda _: settled.set())
-        with trio.move_on_after(CALL_TIMEOUT_S):
-            await settled.wait()
-        nursery.cancel_scope.cancel()
-    if reply.error is not None:
-        raise reply.error

@@ -60,9 +60,7 @@ class Members:
         self._engine.epoch += 1
         session = Session({**identity, "epoch": self._engine.epoch}, self._engine.epoch, self._monotonic())
         self.sessions[session.id] = session
-        self.lease.join(session.id)
         self._engine.save()
-        self.wake_all()
         log.info("epoch %d: mounted on %s at %s", self._engine.epoch, identity["host"], identity["mountpoint"])
         return session
 
