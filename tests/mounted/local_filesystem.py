@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -115,6 +118,21 @@ class LocalFilesystem:
             if host in layout(path)["nodes"]:
                 return path
         raise AssertionError(f"no chunk goes to {host}")
+
+
+@contextmanager
+def own_filesystem() -> Iterator[LocalFilesystem]:
+    """A home and a mountpoint of their own; what is up or mounted in the end is taken away by force."""
+    top = Path(tempfile.mkdtemp(prefix="gridfs-own-"))
+    top.chmod(0o755)
+    filesystem = LocalFilesystem(top / "home", top / "mnt")
+    filesystem.mountpoint.mkdir()
+    try:
+        yield filesystem
+    finally:
+        if (filesystem.home / "cluster.json").exists():
+            filesystem.do("down", "--force")
+        shutil.rmtree(top)
 
 
 def layout(path: Path) -> dict[str, Any]:

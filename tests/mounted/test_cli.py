@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.local_filesystem import BIN, LocalFilesystem, forget_cached, layout, refused, running, until
+from tests.mounted.local_filesystem import BIN, LocalFilesystem, forget_cached, layout, own_filesystem, refused, running, until
 
 COMMANDS = ("up", "mount", "umount", "status", "fsck", "meta", "down")
 OTHER_USER = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
@@ -30,30 +28,17 @@ cluster.start_nodes(filesystem.local_plans(1, 256 << 20))
 """
 
 
-def make() -> Iterator[LocalFilesystem]:
-    """A home and a mountpoint of their own; what is up or mounted in the end is taken away by force."""
-    top = Path(tempfile.mkdtemp(prefix="gridfs-cli-"))
-    top.chmod(0o755)
-    filesystem = LocalFilesystem(top / "home", top / "mnt")
-    filesystem.mountpoint.mkdir()
-    try:
-        yield filesystem
-    finally:
-        if (filesystem.home / "cluster.json").exists():
-            filesystem.do("down", "--force")
-        shutil.rmtree(top)
-
-
 @pytest.fixture
 def empty() -> Iterator[LocalFilesystem]:
     """No filesystem is up."""
-    yield from make()
+    with own_filesystem() as filesystem:
+        yield filesystem
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalFilesystem]:
     """Two workers of 512 MiB, shared by the tests of this file."""
-    for filesystem in make():
+    with own_filesystem() as filesystem:
         filesystem.do("up", "--workers", "2", "--memory", "512MiB")
         yield filesystem
 
@@ -342,7 +327,7 @@ def test_a_dead_master_is_named_and_cleaned_up(empty: LocalFilesystem) -> None:
 
 
 def test_a_cluster_that_exists_is_used_and_left_alone(empty: LocalFilesystem) -> None:
-    for nodes in make():
+    with own_filesystem() as nodes:
         environment = {**os.environ, "GRIDFS_HOME": str(nodes.home)}
         subprocess.run([sys.executable, "-c", START_NODES], env=environment, check=True, capture_output=True, timeout=60)
         address, token = nodes.record["address"], str(nodes.home / "token")

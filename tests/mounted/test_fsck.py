@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import trio
 from gridfs.meta.thin import ThinClient
 from gridfs.stream.standing import standing
 from gridfs.types import Address, Endpoints, PlacementNode
-from tests.mounted.local_filesystem import LocalFilesystem, refused
+from tests.mounted.local_filesystem import LocalFilesystem, own_filesystem, refused
 
 CONTENT = b"content" * 1000
 ODD = b"odd\n\xff name"
@@ -25,18 +23,10 @@ ODD = b"odd\n\xff name"
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalFilesystem]:
     """One worker, shared by the tests of this file; taken away by force in the end."""
-    top = Path(tempfile.mkdtemp(prefix="gridfs-fsck-"))
-    top.chmod(0o755)
-    filesystem = LocalFilesystem(top / "home", top / "mnt")
-    filesystem.mountpoint.mkdir()
-    try:
+    with own_filesystem() as filesystem:
         filesystem.do("up", "--workers", "1", "--memory", "128MiB")
         filesystem.mount()
         yield filesystem
-    finally:
-        if (filesystem.home / "cluster.json").exists():
-            filesystem.do("down", "--force")
-        shutil.rmtree(top)
 
 
 def put_stray(local: LocalFilesystem, ino: int, index: int) -> PlacementNode:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +16,16 @@ import trio
 from gridfs.meta.table import Op
 from gridfs.meta.thin import ThinClient
 from gridfs.types import Address, Endpoints
-from tests.mounted.local_filesystem import LocalFilesystem, forget_cached, until
+from tests.mounted.local_filesystem import LocalFilesystem, forget_cached, own_filesystem, until
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalFilesystem]:
     """One worker, shared by the tests of this file; taken away by force in the end."""
-    top = Path(tempfile.mkdtemp(prefix="gridfs-sole-"))
-    top.chmod(0o755)
-    filesystem = LocalFilesystem(top / "home", top / "mnt")
-    filesystem.mountpoint.mkdir()
-    try:
+    with own_filesystem() as filesystem:
         filesystem.do("up", "--workers", "1", "--memory", "256MiB")
         filesystem.mount()
         yield filesystem
-    finally:
-        if (filesystem.home / "cluster.json").exists():
-            filesystem.do("down", "--force")
-        shutil.rmtree(top)
 
 
 def execute(local: LocalFilesystem, *ops: Op) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,30 +14,10 @@ from gridfs.config import KIB, MIB
 from gridfs.errors import ConnectionLost
 from gridfs.meta.inode import ROOT_INO
 from gridfs.stream.endpoint import Answer
-from gridfs.vfs.filesystem import Filesystem
 from tests.vfs.cluster import USER, Cluster, running
+from tests.vfs.files import FILE, read_all, write_closed
 
-FILE = stat.S_IFREG | 0o644
 LIMIT_S = 20
-
-
-async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:
-    """Make a file, write, close; returns its inode number. Its bytes are safe afterwards."""
-    ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
-    fh = await filesystem.open(ino, os.O_RDWR)
-    await filesystem.data.write(fh, 0, content)
-    await filesystem.data.flush(fh)
-    await filesystem.release(fh)
-    return ino
-
-
-async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
-    """The content of a file."""
-    attributes = await filesystem.lookup(ROOT_INO, name)
-    fh = await filesystem.open(attributes.ino, os.O_RDONLY)
-    content = bytes(await filesystem.read(fh, 0, attributes.size))
-    await filesystem.release(fh)
-    return content
 
 
 @asynccontextmanager

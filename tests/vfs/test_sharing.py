@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from gridfs.meta.lease import DARK, LEASE, SHARED
 from gridfs.stream.endpoint import Answer
 from gridfs.vfs.filesystem import Filesystem
 from tests.vfs.cluster import USER, Cluster, running
+from tests.vfs.files import FILE, read_all, write_closed
 
-FILE = stat.S_IFREG | 0o644
 LIMIT_S = 20.0
 
 
@@ -36,23 +35,6 @@ async def names(filesystem: Filesystem) -> list[bytes]:
     listed = [name for _, name, _ in filesystem.names(fh, 0)]
     filesystem.releasedir(fh)
     return listed
-
-
-async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:
-    ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
-    fh = await filesystem.open(ino, os.O_RDWR)
-    await filesystem.data.write(fh, 0, content)
-    await filesystem.data.flush(fh)
-    await filesystem.release(fh)
-    return ino
-
-
-async def read_opened(filesystem: Filesystem, name: bytes) -> bytes:
-    found = await filesystem.lookup(ROOT_INO, name)
-    fh = await filesystem.open(found.ino, os.O_RDONLY)
-    content = bytes(await filesystem.read(fh, 0, found.size))
-    await filesystem.release(fh)
-    return content
 
 
 async def test_what_returned_on_one_mount_is_seen_by_the_other(tmp_path: Path) -> None:
@@ -79,14 +61,14 @@ async def test_bytes_closed_on_one_mount_are_read_by_an_open_on_the_other(tmp_pa
                 name = b"%d" % (step // 2)
                 if step % 2 == 0:
                     await write_closed(one, name, content)
-                    assert await read_opened(two, name) == content
+                    assert await read_all(two, name) == content
                 else:
                     found = await two.lookup(ROOT_INO, name)
                     fh = await two.open(found.ino, os.O_WRONLY | os.O_TRUNC)
                     await two.data.write(fh, 0, content)
                     await two.data.flush(fh)
                     await two.release(fh)
-                    assert await read_opened(one, name) == content
+                    assert await read_all(one, name) == content
 
 
 async def test_the_lease_comes_back_to_a_sole_writer_and_goes_when_the_other_asks(tmp_path: Path) -> None:
@@ -142,7 +124,7 @@ async def test_a_mount_that_crashed_is_soon_not_waited_for(tmp_path: Path) -> No
                 await write_closed(two, b"file", b"2")
             await write_closed(one, b"other", b"1")
             await until_state(one, LEASE)
-            assert await read_opened(one, b"file") == b"2"
+            assert await read_all(one, b"file") == b"2"
 
 
 async def test_fsync_waits_when_another_task_is_just_telling_the_table_of_the_write(tmp_path: Path) -> None:
