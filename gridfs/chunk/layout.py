@@ -33,6 +33,11 @@ def pieces(offset: int, length: int) -> Iterator[Piece]:
         start += size
 
 
+def claimed_bytes(size: int, index: int) -> int:
+    """How many bytes of chunk `index` a file of `size` bytes lets it have."""
+    return min(max(0, size - index * CHUNK_SIZE_BYTES), CHUNK_SIZE_BYTES)
+
+
 def pick(placement: PlacementMap, ino: int, index: int, count: int = 1) -> list[PlacementNode]:
     """The `count` nodes for a new chunk, best first; fewer when fewer take chunks. Pure: the same on every client.
 

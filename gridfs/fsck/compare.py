@@ -26,7 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gridfs.config import CHUNK_SIZE_BYTES, format_size
+from gridfs.chunk.layout import claimed_bytes
+from gridfs.config import format_size
 from gridfs.meta.directory import Servers
 from gridfs.meta.inode import Inode
 from gridfs.meta.table import Table
@@ -82,11 +83,6 @@ def certain(first: Iterable[Fault], second: Iterable[Fault]) -> list[Fault]:
     return [fault for fault in second if fault.kind == INVARIANT or fault in known]
 
 
-def claimed_bytes(inode: Inode, index: int) -> int:
-    """How many bytes of a chunk the file's size lets it have."""
-    return min(max(0, inode.size - index * CHUNK_SIZE_BYTES), CHUNK_SIZE_BYTES)
-
-
 def _evidence(inode: Inode | None) -> tuple[Any, ...]:
     return () if inode is None else (inode.size, inode.mtime_ns, inode.ctime_ns)
 
@@ -116,7 +112,7 @@ def _copies(look: Look, ino: int, index: int, servers: Servers, alive: set[str])
 
 
 def _copy(look: Look, inode: Inode, index: int, server: str) -> Iterator[Fault]:
-    claimed = claimed_bytes(inode, index)
+    claimed = claimed_bytes(inode.size, index)
     length = look.inventories[server].get(ChunkId(inode.ino, index))
     host, evidence = look.host(server), _evidence(inode)
     if length is None and claimed:

@@ -378,14 +378,14 @@ class MetaClient:
         if news["map"] is not None:
             self.placement = PlacementMap.unpack(news["map"])
         apply_rows(self.table, news["own"])
-        apply_rows(self.table, news["foreign"])
+        changed = apply_rows(self.table, news["foreign"])
         self.table.next_ino = max(self.table.next_ino, news["next_ino"])
         self._uplink.acknowledge(0, news["saved"])
         if not news["more"]:
             self._number = news["number"]
         self._signal()
-        if news["foreign"] and self.watcher is not None:
-            await self.watcher.changed(news["foreign"])
+        if changed and self.watcher is not None:
+            await self.watcher.changed(changed)
         if self._news["boot"] != news["boot"]:
             self._news |= {"boot": news["boot"], "turn": 0}
             if self.watcher is not None:

@@ -91,34 +91,30 @@ def take_rows(table: Table, changes: Changes, taken: Changes) -> list[Page]:
     return [(kind, page) for kind, rows in kinds if (page := _page(rows))]
 
 
-def apply_rows(table: Table, given: list[Page]) -> None:
-    """Put rows from `take_rows` into a replica."""
-    rows = dict(given)
+def apply_rows(table: Table, given: list[Page]) -> Changes:
+    """Put rows from `take_rows` into a replica; returns what they are about."""
+    rows, changed = dict(given), Changes()
     gone = [row for row in rows.get("inodes", ()) if isinstance(row, int)]
+    changed.inodes.update(gone)
     for row in rows.get("inodes", ()):
         if not isinstance(row, int):
-            _replace_inode(table, Inode(msgpack.unpackb(row, use_list=False, strict_map_key=False)))
+            inode = Inode(_unpack(row))
+            changed.inodes.add(inode.ino)
+            _replace_inode(table, inode)
     for parent, name, ino in rows.get("names", ()):
+        changed.names[parent, name] = None
         entries = table.inodes[parent].entries if parent in table.inodes else None
         if entries is not None:
             entries.pop(name, None)  # a name that is made again goes last, as it does in the table
             if ino:
                 entries[name] = ino
     for ino, index, servers in rows.get("chunks", ()):
+        changed.chunks.add((ino, index))
         table.directory.put(ino, index, tuple(servers))
     for ino in gone:
         table.inodes.pop(ino, None)
         table.orphans.discard(ino)
-
-
-def changed_by(given: list[Page]) -> Changes:
-    """What the rows from `take_rows` are about."""
-    changes, rows = Changes(), dict(given)
-    for row in rows.get("inodes", ()):
-        changes.inodes.add(row if isinstance(row, int) else msgpack.unpackb(row, use_list=False, strict_map_key=False)[0])
-    changes.names.update(((parent, name), None) for parent, name, _ in rows.get("names", ()))
-    changes.chunks.update((ino, index) for ino, index, _ in rows.get("chunks", ()))
-    return changes
+    return changed
 
 
 def _replace_inode(table: Table, inode: Inode) -> None:

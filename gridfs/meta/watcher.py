@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gridfs.meta.rows import Page
+from gridfs.meta.table import Changes
 
 
 class Watcher(Protocol):
     """Who has to know when the replica changes by itself. Nothing is answered to other mounts before these return."""
 
-    async def changed(self, pages: list[Page]) -> None:
+    async def changed(self, changed: Changes) -> None:
         """Rows have been changed by others."""
 
     async def joined(self) -> None:

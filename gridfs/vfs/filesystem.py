@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, Protocol
 import trio
 
 from gridfs.chunk.client import ChunkClient
+from gridfs.chunk.layout import claimed_bytes
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import ROOT_INO, Inode
 from gridfs.meta.lease import LEASE
-from gridfs.meta.rows import Page, changed_by
-from gridfs.meta.table import moves_atime, without_privileges
+from gridfs.meta.table import Changes, moves_atime, without_privileges
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data
@@ -120,7 +120,7 @@ class Filesystem:
         def wanted_bytes(chunk_id: ChunkId, server: str) -> int:
             if server not in table.directory.servers(*chunk_id):
                 return 0
-            return min(max(0, table.inodes[chunk_id.ino].size - chunk_id.index * CHUNK_SIZE_BYTES), CHUNK_SIZE_BYTES)
+            return claimed_bytes(table.inodes[chunk_id.ino].size, chunk_id.index)
 
         count = await self._chunks.collect(wanted_bytes)
         if count:
@@ -128,9 +128,8 @@ class Filesystem:
 
     # -- other mounts ------------------------------------------------------------------------------------------------
 
-    async def changed(self, pages: list[Page]) -> None:
+    async def changed(self, changed: Changes) -> None:
         """Others have changed these rows: forget what was known of them, here and in the kernel."""
-        changed = changed_by(pages)
         for ino in changed.inodes | {ino for ino, _ in changed.chunks}:
             file = self._handles.open_files.get(ino)
             if file is not None and ino in self._meta.table.inodes:
