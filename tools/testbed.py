@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+import psutil
 
 import testbed_hosts as hosts
 from gridfs import cluster, config, logs
@@ -45,6 +46,13 @@ class Testbed:
     hosts_made: list[str]
     bridge_made: bool
     mountpoint_made: bool
+    owner: tuple[int, float] | None = None
+    """(process id, when it began) of the process that it is to end with; None if it stays until `down`."""
+
+    @property
+    def is_orphaned(self) -> bool:
+        """True once its owner has ended, without having taken it down."""
+        return self.owner is not None and _began_s(self.owner[0]) != self.owner[1]
 
     def save(self) -> None:
         """Put it where the next command finds it."""
@@ -54,17 +62,26 @@ class Testbed:
     def load() -> Testbed | None:
         """The testbed of this machine, or None."""
         try:
-            return Testbed(**json.loads(STATE.read_text()))
+            saved = json.loads(STATE.read_text())
+            owner = saved.pop("owner", None)
+            return Testbed(**saved, owner=None if owner is None else (owner[0], owner[1]))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise GridfsError(f"{STATE} is damaged ({error}): remove it, and the network namespaces") from error
 
 
-def up(workers: int, memory_bytes: int, mountpoint: str) -> None:
-    """Make the hosts, start a filesystem over them, mount it. After a failure nothing is left but logs."""
+def up(workers: int, memory_bytes: int, mountpoint: str, owner: int | None = None) -> None:
+    """Make the hosts, start a filesystem over them, mount it. After a failure nothing is left but logs.
+
+    One whose owner was killed before it could take it down is taken down first.
+    """
     with _alone():
-        if (other := Testbed.load()) is not None:
+        other = Testbed.load()
+        if other is not None and other.is_orphaned:
+            _say(f"ending the testbed that process {other.owner[0] if other.owner else 0} has left")
+            _end(other)
+        elif other is not None:
             raise GridfsError(f"a testbed is up already (its home is {other.home}): tools/testbed down ends it")
         filesystem.check_memory(workers, memory_bytes)
         names = hosts.names(workers)
@@ -74,6 +91,7 @@ def up(workers: int, memory_bytes: int, mountpoint: str) -> None:
             hosts_made=[host for host in names if not hosts.host_exists(host)],
             bridge_made=not hosts.bridge_exists(),
             mountpoint_made=mountpoint not in mounts.mountpoints() and not Path(mountpoint).exists(),
+            owner=None if owner is None else (owner, _began_s(owner)),
         )
         bed.save()
         try:
@@ -89,9 +107,7 @@ def down() -> bool:
         bed = Testbed.load()
         if bed is None:
             return False
-        os.environ["GRIDFS_HOME"] = bed.home
-        _remove(bed)
-        shutil.rmtree(bed.home, ignore_errors=True)
+        _end(bed)
         return True
 
 
@@ -150,6 +166,23 @@ def _mount(mountpoint: str) -> None:
     if done.returncode or mountpoint not in mounts.mountpoints():
         last = output.read_text(errors="replace").strip().splitlines()[-1:] or ["it left no word"]
         raise GridfsError(f"the mount did not come up: {last[0][:300]} (see {output})")
+
+
+def _end(bed: Testbed) -> None:
+    """Remove a testbed of an earlier command, its home included."""
+    ours, os.environ["GRIDFS_HOME"] = os.environ["GRIDFS_HOME"], bed.home
+    try:
+        _remove(bed)
+        shutil.rmtree(bed.home, ignore_errors=True)
+    finally:
+        os.environ["GRIDFS_HOME"] = ours
+
+
+def _began_s(process_id: int) -> float:
+    """When the process began, which tells it from a later one with the same number; 0.0 if there is none."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process_id).create_time()
+    return 0.0
 
 
 def _remove(bed: Testbed) -> None:
@@ -211,9 +244,10 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
 @click.option("--memory", type=commands.Size(), default=MEMORY_DEFAULT, show_default=True, help="What each worker gives.")
 @click.option("--mountpoint", type=click.Path(), default=MOUNTPOINT_DEFAULT, show_default=True)
-def _up(workers: int, memory: int, mountpoint: str) -> None:
+@click.option("--owner", type=int, metavar="PID", help="A later `up` may replace it once this process has ended.")
+def _up(workers: int, memory: int, mountpoint: str, owner: int | None) -> None:
     """Make the hosts and the filesystem, and mount it."""
-    up(workers, memory, mounts.canonical(mountpoint))
+    up(workers, memory, mounts.canonical(mountpoint), owner)
     _say(f"up: mounted at {mountpoint}")
 
 

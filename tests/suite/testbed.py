@@ -60,8 +60,10 @@ class Testbed:
 
 @functools.cache
 def testbed() -> Testbed:
-    """The session's testbed; the first call brings it up. Raises AssertionError when another one is up."""
-    assert not STATE.exists(), f"a testbed is up already ({STATE}): end it with tools/testbed down"
+    """The session's testbed; the first call brings it up. Raises AssertionError when another one is up.
+
+    One that a session left which was killed is replaced.
+    """
     atexit.register(down)
     mountpoint = Path(tempfile.mkdtemp(prefix="gridfs-mounted-"))
     mountpoint.chmod(0o755)
@@ -70,7 +72,7 @@ def testbed() -> Testbed:
     _undo.callback(run, PROJECT / "tools/testbed", "down", timeout_s=DOWN_S)
     run(
         *(PROJECT / "tools/testbed", "up", "--workers", str(WORKERS), "--memory", MEMORY),
-        *("--mountpoint", mountpoint),
+        *("--mountpoint", mountpoint, "--owner", str(os.getpid())),
         timeout_s=UP_S,
     )
     return Testbed(mountpoint)
