@@ -152,11 +152,6 @@ class MetaClient:
             self._uplink.calls.append(Call(op))
             self._more.set()
 
-    async def deliver(self) -> None:
-        """Return once the server has every op so far: they survive this process. Raises as `settle`."""
-        goal = self._uplink.last
-        await self._until(lambda: self._uplink.received >= goal)
-
     async def settle(self) -> None:
         """Return once every op so far is durable at the server. Raises EIO after SETTLE_TIMEOUT_S, or if fenced."""
         self._refuse_if_failed()

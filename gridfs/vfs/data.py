@@ -84,11 +84,13 @@ class Data:
             return await self._writeback.write(handle.file, offset, data, self._clock_ns())
 
     async def flush(self, fh: int) -> None:
-        """close(2): after it what this handle wrote outlives the mount. Raises a write's late error, once per handle."""
+        """close(2): what this handle wrote is with the chunk servers. Raises a write's late error, once per handle.
+
+        The inode table hears of it in the background; whoever needs it durable calls `fsync`.
+        """
         handle = self._handles.file(fh)
         if handle.wrote:
             await self._make_safe(handle)
-            await self._meta.deliver()
             handle.wrote = False
 
     async def fsync(self, fh: int) -> None:

@@ -143,14 +143,14 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:
-    """Make a file, write it in pieces, close it; returns its inode number."""
+async def write_fsynced(filesystem: Filesystem, name: bytes, content: bytes) -> int:
+    """Make a file, write it in pieces, fsync and close it; returns its inode number. It is durable, as is all before it."""
     ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
     fh = await filesystem.open(ino, os.O_RDWR)
     try:
         for at in range(0, len(content), MIB):
             await filesystem.data.write(fh, at, content[at : at + MIB])
-        await filesystem.data.flush(fh)
+        await filesystem.data.fsync(fh)
     finally:
         await filesystem.release(fh)
     return ino

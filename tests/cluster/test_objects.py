@@ -17,7 +17,7 @@ from gridfs.config import CHUNK_SIZE_BYTES, MIB
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
 from gridfs.vfs.filesystem import Filesystem
-from tests.cluster.real import CAPACITY_BYTES, FILE, USER, WORKERS, Real, read_all, until, write_closed
+from tests.cluster.real import CAPACITY_BYTES, FILE, USER, WORKERS, Real, read_all, until, write_fsynced
 
 
 def read_on(node_id: str, refs: list[Any]) -> bytes:
@@ -34,7 +34,7 @@ def read_on(node_id: str, refs: list[Any]) -> bytes:
 
 async def test_a_chunk_is_read_through_ray_on_the_node_that_holds_it(real: Real, mounted: Filesystem) -> None:
     content = random.Random(1).randbytes(3 * CHUNK_SIZE_BYTES + 777)
-    ino = await write_closed(mounted, b"file", content)
+    ino = await write_fsynced(mounted, b"file", content)
     layout = mounted.layout(ino)
     assert layout["chunks"] == 4
     assert set(layout["nodes"]) <= set(WORKERS)
@@ -61,7 +61,7 @@ async def test_the_bytes_are_in_the_workers_object_stores_and_not_in_the_master_
     """Written and read by way of the master's address, they never become an object there."""
     before = real.shared_memory_bytes("master")
     content = random.Random(6).randbytes(16 * CHUNK_SIZE_BYTES)
-    ino = await write_closed(mounted, b"file", content)
+    ino = await write_fsynced(mounted, b"file", content)
     await until(lambda: all(server.sealed_chunks == server.chunks for server in map(real.chunk_server, WORKERS)))
     assert await read_all(mounted, b"file") == content
     for host, chunks in mounted.layout(ino)["nodes"].items():
@@ -71,7 +71,7 @@ async def test_the_bytes_are_in_the_workers_object_stores_and_not_in_the_master_
 
 async def test_a_sealed_chunk_is_read_and_overwritten_like_any_other(real: Real, mounted: Filesystem) -> None:
     content = bytearray(random.Random(2).randbytes(2 * MIB))
-    ino = await write_closed(mounted, b"file", bytes(content))
+    ino = await write_fsynced(mounted, b"file", bytes(content))
     await until(lambda: all(server.sealed_chunks == server.chunks for server in map(real.chunk_server, WORKERS)))
     assert await read_all(mounted, b"file") == content
     fh = await mounted.open(ino, os.O_RDWR)
@@ -99,5 +99,5 @@ async def test_full_workers_are_enospc_and_space_comes_back(real: Real, mounted:
     await mounted.unlink(ROOT_INO, b"big")
     mounted.forget(ino, 1)
     await until(lambda: not sum(real.chunk_server(host).used_bytes for host in WORKERS))
-    await write_closed(mounted, b"again", block * 64)
+    await write_fsynced(mounted, b"again", block * 64)
     assert await read_all(mounted, b"again") == block * 64

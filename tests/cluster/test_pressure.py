@@ -15,7 +15,7 @@ from gridfs import cluster
 from gridfs.chunk.server import SAMPLE_INTERVAL_S
 from gridfs.types import NodeSample, PlacementNode
 from gridfs.vfs.filesystem import Filesystem
-from tests.cluster.real import LIMIT_BYTES, WAIT_S, Real, mounted_weight, until, write_closed
+from tests.cluster.real import LIMIT_BYTES, WAIT_S, Real, mounted_weight, until, write_fsynced
 
 FILES = 300
 _HOLD = """
@@ -58,7 +58,7 @@ async def spread(real: Real, filesystem: Filesystem, name: str) -> Counter[str]:
     """How many of FILES new chunks each host got."""
     counts: Counter[str] = Counter()
     for number in range(FILES):
-        ino = await write_closed(filesystem, f"{name}{number}".encode(), b"some bytes")
+        ino = await write_fsynced(filesystem, f"{name}{number}".encode(), b"some bytes")
         counts.update(filesystem.layout(ino)["nodes"])
     return counts
 

@@ -34,7 +34,7 @@ from tests.cluster.real import (
     read_all,
     remove_all,
     until,
-    write_closed,
+    write_fsynced,
 )
 
 RENAME_EXCHANGE = 2
@@ -43,13 +43,13 @@ RENAME_EXCHANGE = 2
 
 @pytest.mark.expected_log("the inode table's connection ended")
 async def test_the_inode_table_comes_back_with_everything(real: Real, mounted: Filesystem) -> None:
-    """Operations go on meanwhile, what was closed is durable, and nothing is applied twice."""
-    await write_closed(mounted, b"before", b"before")
+    """Operations go on meanwhile, what was fsynced is durable, and nothing is applied twice."""
+    await write_fsynced(mounted, b"before", b"before")
     real.actor_process("master", "InodeTable").kill()
     for number in range(500):
         await mounted.make(USER, ROOT_INO, b"during%d" % number, FILE)
     with trio.fail_after(30):
-        await write_closed(mounted, b"after", b"after")
+        await write_fsynced(mounted, b"after", b"after")
     table = cluster.find(cluster.INODE_TABLE)
     assert await trio.to_thread.run_sync(cluster.call, table, "check") == []
     assert real.statistics()["inodes"] == 1 + 502
@@ -59,19 +59,19 @@ async def test_the_inode_table_comes_back_with_everything(real: Real, mounted: F
 
 @pytest.mark.expected_log("the inode table's connection ended")
 async def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_when_the_inode_table_dies_under_load(real: Real) -> None:
-    """Two deaths while four writers close files and one exchanges two names: an exchange done twice would show."""
-    closed: dict[bytes, bytes] = {}
+    """Two deaths while four writers fsync files and one exchanges two names: an exchange done twice would show."""
+    kept: dict[bytes, bytes] = {}
     exchanges = 0
 
     async def progress() -> None:
-        goal = len(closed) + 20
-        await until(lambda: len(closed) > goal)
+        goal = len(kept) + 20
+        await until(lambda: len(kept) > goal)
 
     async def write(filesystem: Filesystem, writer: int) -> None:
         for number in count():
             name, content = b"%d-%d" % (writer, number), b"content %d %d" % (writer, number)
-            await write_closed(filesystem, name, content)
-            closed[name] = content
+            await write_fsynced(filesystem, name, content)
+            kept[name] = content
 
     async def exchange(filesystem: Filesystem) -> None:
         nonlocal exchanges
@@ -100,7 +100,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_when_the_i
     await until(partial(real.alive, "worker1"))
     await until(partial(real.alive, "worker2"))
     async with real.mounted() as filesystem:
-        for name, content in closed.items():
+        for name, content in kept.items():
             assert await read_all(filesystem, name) == content
         found = [(await filesystem.lookup(ROOT_INO, name)).ino for name in (b"one", b"two")]
         assert found == (inos if exchanges % 2 == 0 else inos[::-1])
@@ -129,10 +129,10 @@ async def test_an_op_whose_answer_was_lost_with_the_inode_table_is_not_done_twic
         assert [(await filesystem.lookup(ROOT_INO, name)).ino for name in (b"one", b"two")] == [two, one]
 
 
-async def test_what_was_closed_survives_both_the_mount_and_the_inode_table(real: Real) -> None:
+async def test_what_was_fsynced_survives_both_the_mount_and_the_inode_table(real: Real) -> None:
     """The second mount attaches to a table that was loaded from its store."""
     async with real.mounted() as filesystem:
-        await write_closed(filesystem, b"kept", b"kept")
+        await write_fsynced(filesystem, b"kept", b"kept")
     real.actor_process("master", "InodeTable").kill()
     await until(lambda: attempt(lambda: all(map(real.alive, WORKERS))))
     async with real.mounted() as filesystem:
@@ -143,7 +143,7 @@ async def test_a_mount_that_attaches_before_the_table_knows_the_nodes_again_serv
     """A restarted table has no placement until the scheduler's next cycle; no file is broken for that."""
     async with real.mounted() as filesystem:
         await remove_all(filesystem)
-        await write_closed(filesystem, b"kept", b"kept")
+        await write_fsynced(filesystem, b"kept", b"kept")
     scheduler = real.actor_process("master", "Daemon")
     scheduler.suspend()
     try:
@@ -153,7 +153,7 @@ async def test_a_mount_that_attaches_before_the_table_knows_the_nodes_again_serv
             nursery.start_soon(resume_once_attached, real, scheduler)
             async with real.mounted() as filesystem:
                 assert await read_all(filesystem, b"kept") == b"kept"
-                await write_closed(filesystem, b"new", b"new")
+                await write_fsynced(filesystem, b"new", b"new")
     finally:
         scheduler.resume()
 
@@ -167,7 +167,7 @@ async def resume_once_attached(real: Real, scheduler: psutil.Process) -> None:
 async def test_a_dead_chunk_server_is_eio_at_once_and_another_takes_its_place(real: Real, mounted: Filesystem) -> None:
     """Its chunks are gone, the others stay readable, and new chunks find room."""
     content = random.Random(4).randbytes(8 * CHUNK_SIZE_BYTES)
-    ino = await write_closed(mounted, b"file", content)
+    ino = await write_fsynced(mounted, b"file", content)
     placed = dict(mounted._meta.table.directory.chunks(ino))
     victim = real.alive("worker1")
     assert victim is not None
@@ -190,14 +190,14 @@ async def test_a_dead_chunk_server_is_eio_at_once_and_another_takes_its_place(re
     await until(lambda: mounted_weight(mounted, "worker1") > 0.01)
     hosts: set[str] = set()
     for number in range(40):
-        hosts |= set(mounted.layout(await write_closed(mounted, b"new%d" % number, b"x"))["nodes"])
+        hosts |= set(mounted.layout(await write_fsynced(mounted, b"new%d" % number, b"x"))["nodes"])
     assert hosts == set(WORKERS)
 
 
 async def split_file(real: Real, filesystem: Filesystem, name: bytes) -> tuple[int, dict[str, list[int]]]:
     """A closed file with chunks on both workers; returns its inode number, and host -> indices of its chunks."""
     hosts = {node.server: node.host for node in real.placement().nodes}
-    ino = await write_closed(filesystem, name, random.Random(7).randbytes(12 * CHUNK_SIZE_BYTES))
+    ino = await write_fsynced(filesystem, name, random.Random(7).randbytes(12 * CHUNK_SIZE_BYTES))
     placed: dict[str, list[int]] = {host: [] for host in WORKERS}
     for index, servers in filesystem._meta.table.directory.chunks(ino).items():
         placed[hosts[servers[0]]].append(index)
@@ -247,7 +247,7 @@ async def test_a_chunk_server_that_hangs_is_lost_until_it_answers_again(real: Re
             await mounted.read(fh, placed["worker1"][0] * CHUNK_SIZE_BYTES, MIB)
         assert caught.value.errno == errno.EIO
         assert (await mounted.space()).capacity_bytes == CAPACITY_BYTES
-        ino = await write_closed(mounted, b"new", bytes(2 * CHUNK_SIZE_BYTES))
+        ino = await write_fsynced(mounted, b"new", bytes(2 * CHUNK_SIZE_BYTES))
         assert mounted.layout(ino)["nodes"] == {"worker2": 2}
     finally:
         process.resume()
@@ -298,7 +298,7 @@ async def test_the_scheduler_comes_back_and_starts_no_second_server(real: Real, 
     assert all(len(found) == 1 for found in processes.values())
     assert real.actor_processes("master", "ChunkServer") == []
     await until(lambda: mounted._meta.placement.epoch >= epochs[-1])
-    await write_closed(mounted, b"file", b"content")
+    await write_fsynced(mounted, b"file", b"content")
     assert await read_all(mounted, b"file") == b"content"
 
 

@@ -15,7 +15,7 @@ from gridfs.meta.lease import SHARED
 from gridfs.meta.members import LEASE_S
 from gridfs.vfs.filesystem import Filesystem
 from tests.cluster.gate import gated
-from tests.cluster.real import FILE, USER, WAIT_S, Real, attempt, read_all, until, write_closed
+from tests.cluster.real import FILE, USER, WAIT_S, Real, attempt, read_all, until, write_fsynced
 
 BEFORE, AFTER, GHOST = b"written by the first", b"written by the second", b"WRITTEN BY A GHOST  "
 _FENCED = "this mount's session is lost"
@@ -48,7 +48,7 @@ async def test_two_mounts_share_one_filesystem(real: Real, mounted: Filesystem) 
         for number in range(20):
             here, there = (mounted, second) if number % 2 else (second, mounted)
             name, content = b"%d" % number, b"%d" % number * 50_000
-            await write_closed(here, name, content)
+            await write_fsynced(here, name, content)
             assert await read_all(there, name) == content
             await there.unlink(ROOT_INO, name)
             with pytest.raises(FilesystemError):
@@ -58,7 +58,7 @@ async def test_two_mounts_share_one_filesystem(real: Real, mounted: Filesystem) 
 @pytest.mark.expected_log(_ENDED)
 async def test_a_mount_whose_connection_broke_goes_on_when_no_other_came(real: Real) -> None:
     async with gated(real) as (gate, first):
-        await write_closed(first, b"before", BEFORE)
+        await write_fsynced(first, b"before", BEFORE)
         epoch = first._meta.epoch
         gate.cut()
         await until(lambda: not real.statistics()["sessions"])
@@ -68,7 +68,7 @@ async def test_a_mount_whose_connection_broke_goes_on_when_no_other_came(real: R
             await first.fsync_names()
         assert first._meta.epoch == epoch
         first.forget(ino, 1)
-        await write_closed(first, b"after", AFTER)
+        await write_fsynced(first, b"after", AFTER)
     async with real.mounted() as again:
         assert {name for _, name, _ in again.names((await again.opendir(ROOT_INO)), 0)} >= {b"before", b"meanwhile", b"after"}
 
@@ -79,7 +79,7 @@ async def test_a_mount_whose_connection_broke_goes_on_when_no_other_came(real: R
 async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_is_back(real: Real) -> None:
     """It had something to lose, so it does not begin anew."""
     async with gated(real) as (gate, first):
-        await write_closed(first, b"file", BEFORE)
+        await write_fsynced(first, b"file", BEFORE)
         ino = (await first.lookup(ROOT_INO, b"file")).ino
         fh = await first.open(ino, os.O_RDWR)
         gate.cut()
@@ -99,7 +99,7 @@ async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_i
             await refused(first.unlink(ROOT_INO, b"file"))
             await refused(overwrite(first, fh, GHOST))
             await first.release(fh)
-            await write_closed(second, b"other", AFTER)
+            await write_fsynced(second, b"other", AFTER)
             assert await read_all(second, b"file") == BEFORE
             assert await read_all(second, b"other") == AFTER
 
@@ -110,14 +110,14 @@ async def test_a_mount_that_vanished_is_followed_by_another_and_fenced_when_it_i
 async def test_nothing_that_a_hanging_mount_does_takes_effect_once_it_is_fenced_and_it_begins_anew(real: Real) -> None:
     """Its connections to the inode table and to the chunk servers still stand, as those of a stopped process do."""
     async with gated(real) as (gate, first):
-        await write_closed(first, b"file", BEFORE)
+        await write_fsynced(first, b"file", BEFORE)
         fh = await first.open((await first.lookup(ROOT_INO, b"file")).ino, os.O_RDWR)
         await overwrite(first, fh, BEFORE)
         async with real.mounted(mountpoint="/second") as second:
             gate.hold()
             epoch, began_s = first._meta.epoch, trio.current_time()
             with trio.fail_after(2 * LEASE_S + WAIT_S):
-                await write_closed(second, b"other", AFTER)
+                await write_fsynced(second, b"other", AFTER)
             assert trio.current_time() - began_s > LEASE_S / 2  # it was waited for
             first._meta.state = SHARED  # as one that goes on in the midst of a write, and does not know yet
             await refused(first.data.write(fh, 0, GHOST))
@@ -125,7 +125,7 @@ async def test_nothing_that_a_hanging_mount_does_takes_effect_once_it_is_fenced_
             gate.release()
             await until(lambda: first._meta.epoch > epoch and not first._meta.failure)  # it had nothing to lose
             assert await read_all(second, b"file") == await read_all(first, b"file") == BEFORE
-            await write_closed(first, b"third", BEFORE)
+            await write_fsynced(first, b"third", BEFORE)
             assert await read_all(second, b"third") == BEFORE
             await first.release(fh)
 
@@ -148,7 +148,7 @@ async def test_a_mount_is_waited_for_while_the_inode_table_has_just_come_back(re
             await trio.sleep(1.0)
             gate.release()
         with trio.fail_after(WAIT_S):
-            await write_closed(first, b"after", AFTER)
+            await write_fsynced(first, b"after", AFTER)
 
 
 @pytest.mark.expected_log(_ENDED)

@@ -20,7 +20,7 @@ from gridfs.stream.connection import Connection
 from gridfs.types import Address
 from gridfs.vfs.filesystem import Filesystem
 from tests.cluster.gate import Gate
-from tests.cluster.real import Real, read_all, until, write_closed
+from tests.cluster.real import Real, read_all, until, write_fsynced
 
 SECONDS = 10.0
 HANDSHAKE_MAX_BYTES = 16 << 10
@@ -75,7 +75,7 @@ def answer_to(address: Address, sent: bytes) -> bytes:
 )
 async def test_a_stranger_is_told_nothing(real: Real, mounted: Filesystem, sent: bytes) -> None:
     """The connection is closed without a word, and the servers serve on."""
-    await write_closed(mounted, b"file", b"secret content")
+    await write_fsynced(mounted, b"file", b"secret content")
     for address in servers(real):
         assert await trio.to_thread.run_sync(answer_to, address, sent) == b""
     assert await read_all(mounted, b"file") == b"secret content"

@@ -113,7 +113,9 @@ class LocalFilesystem:
         """A new file of one whole chunk that is durable on that host, and of which the kernel has no copy."""
         for number in range(50):
             path = self.mountpoint / f"on-{host}-{time.monotonic_ns()}-{number}"
-            path.write_bytes(os.urandom(8 * MIB))
+            with path.open("wb") as file:
+                file.write(os.urandom(8 * MIB))
+                os.fsync(file.fileno())
             forget_cached(path)
             if host in layout(path)["nodes"]:
                 return path

@@ -13,12 +13,19 @@ FILE = stat.S_IFREG | 0o644
 
 
 async def write_closed(filesystem: Filesystem, name: bytes, content: bytes) -> int:
-    """Make a file, write, close; returns its inode number. Its bytes are safe afterwards."""
+    """Make a file, write, close; returns its inode number. The chunk servers have its bytes afterwards."""
     ino = (await filesystem.make(USER, ROOT_INO, name, FILE)).ino
     fh = await filesystem.open(ino, os.O_RDWR)
     await filesystem.data.write(fh, 0, content)
     await filesystem.data.flush(fh)
     await filesystem.release(fh)
+    return ino
+
+
+async def write_fsynced(filesystem: Filesystem, name: bytes, content: bytes) -> int:
+    """As `write_closed`; it is durable afterwards, as is all that was done before."""
+    ino = await write_closed(filesystem, name, content)
+    await filesystem.fsync_names()
     return ino
 
 

@@ -15,7 +15,7 @@ from gridfs.errors import ConnectionLost
 from gridfs.meta.inode import ROOT_INO
 from gridfs.stream.endpoint import Answer
 from tests.vfs.cluster import USER, Cluster, running
-from tests.vfs.files import FILE, read_all, write_closed
+from tests.vfs.files import FILE, read_all, write_closed, write_fsynced
 
 LIMIT_S = 20
 
@@ -44,7 +44,7 @@ async def test_a_file_that_is_replaced_is_whole_until_its_replacement_is_durable
         async with running(tmp_path) as cluster:
             async with AsyncExitStack() as crash, cluster.mounted() as filesystem:
                 old = await write_closed(filesystem, b"file", b"old")
-                await write_closed(filesystem, b"new", b"new")
+                await write_fsynced(filesystem, b"new", b"new")
                 filesystem.forget(old, 1)
                 await crash.enter_async_context(the_table_cut_off(cluster))
                 await filesystem.rename(ROOT_INO, b"new", ROOT_INO, b"file", 0)
@@ -58,7 +58,7 @@ async def test_a_truncated_file_is_whole_until_its_size_is_durable(tmp_path: Pat
     with trio.fail_after(LIMIT_S):
         async with running(tmp_path) as cluster:
             async with AsyncExitStack() as crash, cluster.mounted() as filesystem:
-                ino = await write_closed(filesystem, b"file", b"precious")
+                ino = await write_fsynced(filesystem, b"file", b"precious")
                 await crash.enter_async_context(the_table_cut_off(cluster))
                 with trio.move_on_after(0.2):
                     await filesystem.change(ino, size=0)
@@ -70,7 +70,7 @@ async def test_bytes_beyond_the_durable_size_never_come_back(tmp_path: Path) -> 
     with trio.fail_after(LIMIT_S):
         async with running(tmp_path) as cluster:
             async with cluster.mounted() as filesystem:
-                ino = await write_closed(filesystem, b"file", b"one")
+                ino = await write_fsynced(filesystem, b"file", b"one")
                 fh = await filesystem.open(ino, os.O_RDWR)
                 await filesystem.data.write(fh, 3, b"LOST")
                 while cluster.used_bytes < len(b"oneLOST"):

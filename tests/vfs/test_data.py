@@ -80,12 +80,12 @@ async def test_holes_read_as_zeros_and_take_no_space(cluster: Cluster, filesyste
 
 
 @pytest.mark.expected_log("bytes at 0 were lost: the connection's owner ended it")
-async def test_closed_bytes_survive_a_crash_of_the_mount(cluster: Cluster) -> None:
+async def test_fsynced_bytes_survive_a_crash_of_the_mount(cluster: Cluster) -> None:
     content = random.Random(4).randbytes(3 * MIB)
     async with cluster.mounted() as before:
         _, fh = await create(before, b"kept")
         await before.data.write(fh, 0, content)
-        await before.data.flush(fh)
+        await before.data.fsync(fh)
         _, lost = await create(before, b"open")
         await before.data.write(lost, 0, content)
     async with cluster.mounted() as after:
