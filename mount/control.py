@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 from gridfs.errors import FilesystemError
+from gridfs.meta.xattrs import REPLICAS
 from gridfs.vfs.filesystem import Filesystem
 
 _PREFIX = b"user.gridfs."
@@ -25,8 +26,8 @@ _GET: dict[bytes, Callable[[Filesystem, int], bytes]] = {b"user.gridfs.layout": 
 
 
 def is_control(name: bytes) -> bool:
-    """True for names that are answered here and never stored."""
-    return name.startswith(_PREFIX) or name in _RESERVED
+    """True for names that are answered here and never stored; how many replicas a file is to have is stored, and inherited."""
+    return (name.startswith(_PREFIX) and name != REPLICAS) or name in _RESERVED
 
 
 def get(filesystem: Filesystem, ino: int, name: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 ROOT_INO = 1
 
 PackedInode = tuple[Any, ...]
+_DAY_NS = 24 * 3600 * 10**9
 
 _shared: dict[int, int] = {}
 """Modes and owners, of which there are few: the one object for each value that was met."""
@@ -103,3 +104,16 @@ class Inode:
             self.target,
             self.xattrs,
         )
+
+
+def without_privileges(mode: int) -> int:
+    """The mode without setuid, and without setgid where that would lend a group's rights: where the group may execute."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def moves_atime(inode: Inode, now_ns: int, changed_ns: int = 0) -> bool:
+    """Whether a read moves atime: when it is not newer than the last change, or more than a day old (relatime, mount(8)).
+
+    `changed_ns` is the time of a change that the table has not been told of.
+    """
+    return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns, changed_ns) or now_ns - inode.atime_ns > _DAY_NS

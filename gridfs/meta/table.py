@@ -26,7 +26,7 @@ from gridfs.config import (
 from gridfs.errors import FilesystemError
 from gridfs.meta import xattrs
 from gridfs.meta.directory import ChunkDirectory, Servers
-from gridfs.meta.inode import ROOT_INO, Inode
+from gridfs.meta.inode import ROOT_INO, Inode, without_privileges
 from gridfs.meta.invariants import faults
 
 Op = tuple[Any, ...]
@@ -35,11 +35,10 @@ Op = tuple[Any, ...]
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
 LINKS_MAX = (1 << 31) - 1
 """Names of a file and subdirectories of a directory: what nlink can count in FUSE and in every stat(2), as on XFS."""
-_DAY_NS = 24 * 3600 * 10**9
 
 _KINDS = (
     *("format", "make", "link", "unlink", "rmdir", "rename", "reap", "change", "extend", "touch"),
-    *("set_xattr", "remove_xattr", "place"),
+    *("set_xattr", "remove_xattr", "place", "replace"),
 )
 
 
@@ -330,6 +329,18 @@ class Table:
             self.changes.chunks.add((ino, index))
         return placed
 
+    def replace(self, ino: int, index: int, before: Servers, after: Servers) -> Servers:
+        """What `before` held is held by `after` from now on; returns who holds it now. Raises ENOENT, and EINVAL for nobody."""
+        self.inode(ino)
+        if not after:
+            raise FilesystemError(errno.EINVAL)
+        held = self.directory.servers(ino, index)
+        if held == tuple(before) and held:
+            held = tuple(after)
+            self.directory.place(ino, index, held)
+            self.changes.chunks.add((ino, index))
+        return held
+
     # -- what the rules are made of ----------------------------------------------------------------------------------
 
     def _parent_for_new_name(self, parent_ino: int, name: bytes) -> Inode:
@@ -435,16 +446,3 @@ def _refuse_move(inode: Inode, parent: Inode, new_parent: Inode) -> None:
 def _refuse_another_link(inode: Inode) -> None:
     if inode.nlink >= LINKS_MAX:
         raise FilesystemError(errno.EMLINK)
-
-
-def without_privileges(mode: int) -> int:
-    """The mode without setuid, and without setgid where that would lend a group's rights: where the group may execute."""
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
-
-
-def moves_atime(inode: Inode, now_ns: int, changed_ns: int = 0) -> bool:
-    """Whether a read moves atime: when it is not newer than the last change, or more than a day old (relatime, mount(8)).
-
-    `changed_ns` is the time of a change that the table has not been told of.
-    """
-    return inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns, changed_ns) or now_ns - inode.atime_ns > _DAY_NS

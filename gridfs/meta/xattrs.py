@@ -22,6 +22,9 @@ _TOTAL_MAX_BYTES = 1 << 20
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 """xattr(7); who may use which is the kernel's to enforce."""
 _ACLS = (acl.ACCESS, acl.DEFAULT)
+REPLICAS = b"user.gridfs.replicas"
+"""How many nodes are to hold each chunk of a file; of a directory, what is made in it from then on begins with."""
+REPLICAS_MAX = 8
 
 Xattrs = dict[bytes, bytes] | None
 
@@ -31,12 +34,14 @@ def with_xattr(inode: Inode, name: bytes, value: bytes, flags: int) -> tuple[Xat
 
     Raises EEXIST (CREATE), ENODATA (REPLACE), E2BIG (the value), ENOSPC (too much in all), ERANGE (the name), EOPNOTSUPP for
     a namespace that is not kept here; and for an ACL EINVAL (not valid), EACCES (a default ACL, but no directory) and
-    EOPNOTSUPP (a symlink).
+    EOPNOTSUPP (a symlink); EINVAL for REPLICAS that are no number from 1 to REPLICAS_MAX.
     """
     if name in _ACLS:
         return _with_acl(inode, name, value)
     if not name.startswith(_NAMESPACES):
         raise FilesystemError(errno.EOPNOTSUPP)
+    if name == REPLICAS and not (value.isdigit() and 1 <= int(value) <= REPLICAS_MAX):
+        raise FilesystemError(errno.EINVAL)
     xattrs = inode.xattrs or {}
     if len(name) > NAME_MAX_BYTES:
         raise FilesystemError(errno.ERANGE)
@@ -81,17 +86,28 @@ def inherited(parent: Inode, mode: int, umask: int) -> tuple[Xattrs, int]:
     """The attributes and the mode of what is made in `parent` with `mode`.
 
     The umask counts where the directory has no default ACL, and a symlink has neither of the two (acl(5), umask(2)).
+    REPLICAS are handed down to files and directories.
     """
     if stat.S_ISLNK(mode):
         return None, mode
-    default = parent.xattrs.get(acl.DEFAULT) if parent.xattrs else None
+    above = parent.xattrs or {}
+    has_bytes = stat.S_ISDIR(mode) or stat.S_ISREG(mode)
+    xattrs = {REPLICAS: above[REPLICAS]} if has_bytes and REPLICAS in above else {}
+    default = above.get(acl.DEFAULT)
     if default is None:
-        return None, mode & ~umask
+        return xattrs or None, mode & ~umask
     access, mode = acl.inherit(acl.parse(default), mode)
-    xattrs = {acl.DEFAULT: default} if stat.S_ISDIR(mode) else {}
+    if stat.S_ISDIR(mode):
+        xattrs[acl.DEFAULT] = default
     if not acl.is_minimal(access):
         xattrs[acl.ACCESS] = acl.pack(access)
     return xattrs or None, mode
+
+
+def replicas(inode: Inode) -> int | None:
+    """How many copies of each chunk the file is to have, None where it does not say."""
+    value = (inode.xattrs or {}).get(REPLICAS)
+    return None if value is None else int(value)
 
 
 def fault(inode: Inode) -> str | None:

@@ -20,9 +20,9 @@ from gridfs.chunk.layout import claimed_bytes
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
-from gridfs.meta.inode import ROOT_INO, Inode
+from gridfs.meta.inode import ROOT_INO, Inode, moves_atime, without_privileges
 from gridfs.meta.lease import LEASE
-from gridfs.meta.table import Changes, moves_atime, without_privileges
+from gridfs.meta.table import Changes
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data

@@ -8,8 +8,7 @@ from errno import E2BIG, EEXIST, EFBIG, EINVAL, EISDIR, ENODATA, ENOENT, ENOSPC,
 import pytest
 
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
-from gridfs.meta.inode import ROOT_INO
-from gridfs.meta.table import moves_atime
+from gridfs.meta.inode import ROOT_INO, moves_atime
 from gridfs.meta.xattrs import XATTR_CREATE, XATTR_REPLACE
 from tests.unit.tables import DIRECTORY, FIFO, FILE, GID, SYMLINK, Steps
 
