@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -102,6 +103,27 @@ class Chunks:
         buffer = chunk.buffer
         buffer.pins += 1
         return buffer.view[offset:end], lambda: self._pool.unpin(buffer)
+
+    def pin(self, chunk_id: ChunkId) -> Callable[[], None]:
+        """Keep the memory of an open chunk as it is lent now until what is returned has been called."""
+        chunk = self._chunks.get(chunk_id)
+        buffer = chunk.buffer if chunk is not None else None
+        if buffer is None:
+            return lambda: None
+        buffer.pins += 1
+        return lambda: self._pool.unpin(buffer)
+
+    @asynccontextmanager
+    async def held(self, chunk_id: ChunkId) -> AsyncIterator[Chunk]:
+        """Keep writes and truncations of the chunk away for as long as the context lasts. Raises ENOENT."""
+        chunk = self._chunks.get(chunk_id)
+        if chunk is not None:
+            chunk.lock = chunk.lock or trio.Lock()
+            async with chunk.lock:
+                if not chunk.dropped:
+                    yield chunk
+                    return
+        raise FilesystemError(errno.ENOENT, f"chunk {chunk_id} is not here")
 
     def growth(self, chunk_id: ChunkId, end: int) -> int:
         """By how many bytes a write up to `end` makes the chunk longer."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
@@ -23,6 +24,10 @@ GRANT_BYTES = 64 * MIB
 QUICK_MAX_BYTES = 128 * KIB
 """Reads up to this size have a connection of their own, so that no large transfer is in their way."""
 SPACE_TIMEOUT_S = 2.0
+PATIENCE_S = 0.5
+"""How long a reader waits for a server before it asks for another copy: with the second one it is done within a second."""
+STALLED_S = 5.0
+LOST_CHECK_S = 0.5
 DROPS_TIMEOUT_S = 5.0
 
 WRITE, FETCH, QUICK = "write", "fetch", "quick"
@@ -43,6 +48,8 @@ class NodeLink:
         self._locks: dict[str, trio.Lock] = defaultdict(trio.Lock)
         self._granting = trio.Lock()
         self.balance_bytes = 0
+        self.copied_writes = 0
+        """Writes under way that other servers are to have too."""
 
     def ready(self, kind: str) -> Connection | None:
         """The connection of this kind, if it stands."""
@@ -67,6 +74,22 @@ class NodeLink:
             await self._nursery.start(connection.run)
             self._connections[kind] = connection
             return connection
+
+    def counting(self, callback: Callable[[Reply], None]) -> Callable[[Reply], None]:
+        """Count a write among `copied_writes` until its callback is called."""
+        self.copied_writes += 1
+
+        def counted(reply: Reply) -> None:
+            self.copied_writes -= 1
+            callback(reply)
+
+        return counted
+
+    def give_up(self, kind: str, reason: str) -> None:
+        """End the connection of this kind, and whatever waits for it."""
+        connection = self.ready(kind)
+        if connection is not None:
+            connection.close(ConnectionLost(reason))
 
     async def call(self, kind: str, method: str, *arguments: Any, into: memoryview | None = None) -> Reply:
         """Ask, once more on a fresh connection if the first was lost: for requests that may be carried out twice.
@@ -125,6 +148,8 @@ class ChunkClient:
         self._secret, self._placement, self._durable = secret, placement, durable
         self._identity = identity
         self._links: dict[str, NodeLink] = {}
+        self._stalled_s: dict[str, float] = {}
+        """Until when a server that has kept a reader waiting is asked last."""
         self._nursery: trio.Nursery
         self._to_drop: dict[str, list[ChunkId]] = defaultdict(list)
         self._drops_pending = 0
@@ -136,13 +161,26 @@ class ChunkClient:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._drop_in_background)
+            nursery.start_soon(self._give_up_the_lost)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _give_up_the_lost(self) -> None:
+        """Writes to a server that is lost, and may hang, are ended where other copies can take them."""
+        while True:
+            await trio.sleep(LOST_CHECK_S)
+            for server, link in self._links.items():
+                if link.copied_writes and not self.is_alive(server):
+                    link.give_up(WRITE, "the chunk server is lost")
 
     @property
     def placement(self) -> PlacementMap:
         """The newest placement map."""
         return self._placement()
+
+    def is_alive(self, server: str) -> bool:
+        """False once the server is lost, as the newest placement map has it."""
+        return any(node.server == server and node.alive for node in self.placement.nodes)
 
     def link(self, server: str) -> NodeLink:
         """The link to a chunk server. Raises EIO when it is lost: its chunks are gone with it."""
@@ -158,30 +196,73 @@ class ChunkClient:
 
     def write(
         self,
-        link: NodeLink,
+        links: Sequence[NodeLink],
         chunk_id: ChunkId,
         offset: int,
         data: Buffer,
         charge_bytes: int,
         callback: Callable[[Reply], None],
     ) -> None:
-        """Send bytes that `link.take` has found space for; `callback` hears of the outcome. Never waits, never raises.
+        """Send bytes that `take` has found space for on each link; the first server passes them on to the others.
 
-        On one link, writes, truncations and drops take effect in the order they were called.
+        `callback` hears of the outcome, which is [host, port, reason] of each of the others that has not got them. Never waits,
+        never raises. On one link, writes, truncations and drops take effect in the order they were called.
         """
-        connection = link.ready(WRITE)
+        first, others = links[0], links[1:]
+        connection = first.ready(WRITE)
         if connection is None:
             reply = Reply(0, None, callback)
             reply.finish(None, 0, ConnectionLost("the connection ended before the write"))
             return
-        connection.submit("write", *chunk_id, offset, charge_bytes, payload=data, callback=callback)
+        arguments: tuple[Any, ...] = ()
+        if others:
+            arguments = (None, [link.node.address for link in others])
+            callback = first.counting(callback)
+        connection.submit("write", *chunk_id, offset, charge_bytes, *arguments, payload=data, callback=callback)
 
-    async def read(self, server: str, chunk_id: ChunkId, offset: int, view: memoryview) -> None:
-        """Fill `view` with the chunk's bytes from `offset` on, zeros where it ends. Raises EIO."""
+    def candidates(self, servers: Sequence[str]) -> list[tuple[str, float]]:
+        """Whom to ask for a chunk that `servers` hold, and for how long (seconds) before the next is asked.
+
+        One that stalled a moment ago is asked last, and nobody is given up for it: a server may just be busy.
+        """
+        now_s = trio.current_time()
+        living = [server for server in servers if self.is_alive(server)]
+        fresh = [server for server in living if self._stalled_s.get(server, 0) <= now_s]
+        stalled = sorted(set(living) - set(fresh), key=lambda server: self._stalled_s[server])
+        return [(server, PATIENCE_S) for server in fresh[:-1]] + [(server, math.inf) for server in [*fresh[-1:], *stalled]]
+
+    async def read(self, server: str, chunk_id: ChunkId, offset: int, view: memoryview, patience_s: float = math.inf) -> None:
+        """Fill `view` with the chunk's bytes from `offset` on, zeros where it ends.
+
+        Raises EIO, and EBADMSG when the server finds that its bytes are not what they were. Raises TooSlowError when
+        `patience_s` are over: then the bytes may still come, so `view` must not be used again.
+        """
         kind = QUICK if len(view) <= QUICK_MAX_BYTES else FETCH
-        reply = await self.link(server).call(kind, "read", *chunk_id, offset, len(view), into=view)
+        link = self.link(server)
+        try:
+            with trio.fail_after(patience_s):
+                reply = await link.call(kind, "read", *chunk_id, offset, len(view), into=view)
+        except trio.TooSlowError:
+            self._stalled_s[server] = trio.current_time() + STALLED_S
+            raise
         if reply.payload_bytes < len(view):
             view[reply.payload_bytes :] = bytes(len(view) - reply.payload_bytes)
+
+    async def copy(self, chunk_id: ChunkId, source: str, target: str) -> None:
+        """Have `target` hold the chunk as `source` does, with all that is written there until `unfollow`.
+
+        Raises EIO, ENOSPC, ENOENT, and EBADMSG when the source's bytes are not what they were.
+        """
+        link, to = self.link(source), self.link(target)
+        length = await self.length(source, chunk_id)
+        if not await to.take(length):
+            raise FilesystemError(errno.ENOSPC, f"{to.node.host} has no room for a copy")
+        await link.call(WRITE, "copy", *chunk_id, *to.node.address)
+
+    async def unfollow(self, chunk_id: ChunkId, source: str, target: str) -> None:
+        """The copy that was made is named by all who write from now on, or is none."""
+        link, to = self.link(source), self.link(target)
+        await link.call(WRITE, "unfollow", *chunk_id, *to.node.address)
 
     async def length(self, server: str, chunk_id: ChunkId) -> int:
         """The chunk's length at the server."""

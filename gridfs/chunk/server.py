@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -21,6 +21,8 @@ import trio
 from gridfs import logs, node
 from gridfs.buffers import keep_freed_memory
 from gridfs.chunk.chunks import Chunks
+from gridfs.chunk.copies import Author, Copies
+from gridfs.chunk.forwarder import Forwarder
 from gridfs.chunk.objects import Objects, RayObjects
 from gridfs.chunk.pool import BufferPool
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
@@ -50,12 +52,16 @@ class ChunkService:
     write how much of it that may consume; what the chunk did not grow by is free. A grant ends with its connection.
     """
 
-    def __init__(self, capacity_bytes: int, objects: Objects, sample: Callable[[], NodeSample] = node.sample) -> None:
+    def __init__(
+        self, capacity_bytes: int, objects: Objects, secret: bytes, sample: Callable[[], NodeSample] = node.sample
+    ) -> None:
         self.capacity_bytes = capacity_bytes
         self._take_sample = sample
         self.sample = sample()
         self._pool = BufferPool(OPEN_MAX_BYTES, OPEN_KEEP_BYTES)
         self.chunks = Chunks(objects, self._pool)
+        self._forwarder = Forwarder(secret)
+        self._copies = Copies(self.chunks, self._forwarder)
         self._grants: dict[Peer, int] = defaultdict(int)
         self._peers: set[Peer] = set()
         self._inventories: dict[Peer, Iterator[Any]] = {}
@@ -66,6 +72,9 @@ class ChunkService:
         self.methods: Methods = {
             "grant": self.grant,
             "write": self.write,
+            "put": self.put,
+            "copy": self.copy,
+            "unfollow": self.unfollow,
             "read": self.read,
             "truncate": self.truncate,
             "drop": self.drop,
@@ -100,7 +109,7 @@ class ChunkService:
 
     def _is_fenced(self, identity: Identity) -> bool:
         epoch = identity.get("epoch", 0)
-        has_session = identity.get("role") not in ("table", "client")
+        has_session = identity.get("role") not in ("table", "client", "server")
         return has_session and epoch <= self._fenced_epoch and epoch not in self._live_epochs
 
     def welcome(self, peer: Peer) -> None:
@@ -147,6 +156,13 @@ class ChunkService:
         chunk = self.chunks.find(ChunkId(ino, index))
         return Answer(chunk.length if chunk else 0)
 
+    def _admit(self, peer: Peer, author: Author) -> Peer:
+        """The connection whose grant pays for the write: its author's own. Raises ESTALE if that one's session is over."""
+        if author.epoch and self._is_fenced({"epoch": author.epoch}):
+            raise FilesystemError(errno.ESTALE, f"fenced: the session of epoch {author.epoch} is over")
+        own = (other for other in self._grants if other.identity.get("client") == author.client)
+        return peer if peer.identity.get("role") != "server" else next(own, peer)
+
     def _charge(self, peer: Peer, chunk_id: ChunkId, end: int, charge_bytes: int) -> None:
         """Settle the grant of a write up to `end`. Raises ENOSPC if the chunk grows by more than granted and is free."""
         charge_bytes = min(charge_bytes, self._grants[peer])
@@ -156,19 +172,62 @@ class ChunkService:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    async def write(self, peer: Peer, ino: int, index: int, offset: int, charge_bytes: int) -> Answer:
-        """The payload becomes the chunk's bytes from `offset` on; the result is the chunk's length."""
-        chunk_id, length = ChunkId(ino, index), peer.payload_bytes
+    async def write(
+        self,
+        peer: Peer,
+        ino: int,
+        index: int,
+        offset: int,
+        charge_bytes: int,
+        author: tuple[str, int] | None = None,
+        copies: Sequence[tuple[str, int]] = (),
+    ) -> Answer:
+        """The payload becomes the chunk's bytes from `offset` on, here and at the servers that hold the other `copies`.
+
+        `author` is who sent it first, if that was not this peer. The result is [host, port, reason] of each copy that is
+        wanting: it is not to be read any more.
+        """
+        chunk_id, length, answer = ChunkId(ino, index), peer.payload_bytes, Answer(())
         if not 0 <= offset <= offset + length <= CHUNK_SIZE_BYTES:
             raise FilesystemError(errno.EINVAL, "the bytes do not lie within a chunk")
-        self._charge(peer, chunk_id, offset + length, charge_bytes)
-        written = await self.chunks.write(chunk_id, offset, length, peer.receive_payload)
-        if offset + length == CHUNK_SIZE_BYTES and self.chunks.is_full(chunk_id):
+        who = Author(*author) if author else Author(peer.identity.get("client", ""), peer.identity.get("epoch", 0))
+        self._charge(self._admit(peer, who), chunk_id, offset + length, charge_bytes)
+
+        async def receive(view: memoryview) -> None:
+            nonlocal answer
+            await peer.receive_payload(view)
+            if others := self._copies.of(chunk_id, copies):
+                answer = await self._copies.send_on(chunk_id, others, offset, charge_bytes, who, view)
+
+        await self.chunks.write(chunk_id, offset, length, receive)
+        self._seal_if_full(chunk_id, offset + length)
+        return answer
+
+    def _seal_if_full(self, chunk_id: ChunkId, end: int) -> None:
+        if end == CHUNK_SIZE_BYTES and self.chunks.is_full(chunk_id):
             try:
                 self._full_in.send_nowait(chunk_id)
             except trio.WouldBlock:
                 pass  # it is sealed when it has been quiet, or when the pool is short
-        return Answer(written)
+
+    async def put(self, peer: Peer, ino: int, index: int, author: tuple[str, int]) -> Answer:
+        """The payload becomes the chunk, whatever has been here of it: a copy that another server makes."""
+        chunk_id, length = ChunkId(ino, index), peer.payload_bytes
+        self.chunks.drop(chunk_id)
+        self._charge(self._admit(peer, Author(*author)), chunk_id, length, length)
+        await self.chunks.write(chunk_id, 0, length, peer.receive_payload)
+        return Answer()
+
+    async def copy(self, peer: Peer, ino: int, index: int, host: str, port: int) -> Answer:
+        """Have another server hold a copy too: the chunk as it is, and every write from now on. Raises as `Copies.make`."""
+        author = Author(peer.identity.get("client", ""), peer.identity.get("epoch", 0))
+        await self._copies.make(ChunkId(ino, index), Address(host, port), author)
+        return Answer()
+
+    async def unfollow(self, peer: Peer, ino: int, index: int, host: str, port: int) -> Answer:
+        """A copy that was made is named by those who write from now on, or is none."""
+        self._copies.unfollow(ChunkId(ino, index), Address(host, port))
+        return Answer()
 
     async def read(self, peer: Peer, ino: int, index: int, offset: int, length: int) -> Answer:
         """The chunk's bytes from `offset` on, at most `length`; fewer where it ends, as zeros follow there."""
@@ -223,6 +282,7 @@ class ChunkService:
     async def run(self) -> None:
         """Seal what is full and what is quiet, and keep the sample fresh, until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._forwarder.run)
             nursery.start_soon(self._seal_full)
             nursery.start_soon(self._keep_sampling)
             while True:
@@ -269,7 +329,7 @@ class ChunkServer:
         keep_freed_memory()
         self._server, self._host, self._secret = server, host, secret
         self._started_s = time.monotonic()
-        self._service = ChunkService(capacity_bytes, RayObjects())
+        self._service = ChunkService(capacity_bytes, RayObjects(), secret)
         self._endpoint = Endpoint(Address(address, 0), secret, self._service)
         self._thread = TrioThread("chunk-server", partial(_serve, self._service, self._endpoint))
 

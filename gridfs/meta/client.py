@@ -55,6 +55,8 @@ class MetaClient:
         self.state = DARK
         self.alone = True
         """No other mount is attached: the kernel may keep what it was told for long."""
+        self.eldest = False
+        """Of all mounts this one has been attached longest: what one of them has to do for all is its task."""
         self.watcher: Watcher | None = None
         self.failure: str | None = None
         self._endpoints = endpoints
@@ -378,6 +380,7 @@ class MetaClient:
         self._uplink.acknowledge(0, news["saved"])
         if not news["more"]:
             self._number = news["number"]
+        self.eldest = news["eldest"]
         self._signal()
         if changed and self.watcher is not None:
             await self.watcher.changed(changed)

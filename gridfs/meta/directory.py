@@ -39,6 +39,10 @@ class ChunkDirectory:
         chunks = self._chunks.get(ino, _NO_CHUNKS)
         return 1 if isinstance(chunks, tuple) else len(chunks)
 
+    def inos(self) -> list[int]:
+        """All inodes that have chunks."""
+        return list(self._chunks)
+
     def place(self, ino: int, index: int, servers: Servers) -> None:
         """Say who holds the chunk from now on."""
         servers = self._servers.setdefault(servers, servers)

@@ -204,9 +204,9 @@ class MetaService:
 
         `said`: `boot`, `number` and `reply` of the newest news taken in; `turn` adopted; epoch of the newest `map`; `active`:
         whether programs have asked for anything since. The result has the same words for what the mount is to take in,
-        and `state` (what it may do), `alone`, `saved` (how many of its ops are durable), the changed rows by `own` and
-        `foreign` ops, and `more` when there are more rows to fetch before number and turn mean anything. With `reload` alone
-        the replica is of another time, and must be loaded again.
+        and `state` (what it may do), `alone`, `eldest` (of the sessions there are), `saved` (how many of its ops are durable),
+        the changed rows by `own` and `foreign` ops, and `more` when there are more rows to fetch before number and turn mean
+        anything. With `reload` alone the replica is of another time, and must be loaded again.
         """
         session = self.members.session_of(peer)
         if self._must_reload(session, said):
@@ -259,6 +259,7 @@ class MetaService:
             "turn": self.lease.turn,
             "state": self.lease.state(session.id),
             "alone": len(self.sessions) == 1,
+            "eldest": session.epoch == min(other.epoch for other in self.sessions.values()),
             "saved": session.saved_seq,
             "map": self.placement if self.placement["epoch"] > map_epoch else None,
             "own": own,

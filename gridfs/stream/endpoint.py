@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import trio
@@ -21,14 +23,21 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
 """Beyond it new connections are closed at once: a stranger cannot exhaust our descriptors."""
+LATER_MAX = 64
+"""Requests of one connection that have been carried out and whose answers are not there yet; then no more are begun."""
 
 
 class Answer(NamedTuple):
-    """A reply's result and payload; `sent` is called once the payload is no longer needed, sent or not."""
+    """A reply's result and payload; `sent` is called once the payload is no longer needed, sent or not.
+
+    `later` gives the true answer in its place, or raises as a request does: it is awaited while the next requests are carried
+    out. Answers are sent in the order of their requests all the same.
+    """
 
     result: Any = None
     payload: tuple[Buffer, ...] = ()
     sent: Callable[[], None] | None = None
+    later: Callable[[], Awaitable[Answer]] | None = None
 
 
 Methods = dict[str, Callable[..., Awaitable[Answer]]]
@@ -124,24 +133,83 @@ class Endpoint:
             wire.close()
 
     async def _carry_out_requests(self, wire: Wire, peer: Peer) -> None:
-        while True:
-            (number, method, arguments), peer.payload_bytes = await wire.receive()
-            code, answer = await self._carry_out(peer, method, arguments)
-            try:
-                head = pack_frame([number, code, answer.result], sum(map(len, answer.payload)))
-                await wire.send([head, *answer.payload])
-            finally:
-                if answer.sent:
-                    answer.sent()
-
-    async def _carry_out(self, peer: Peer, method: str, arguments: tuple[Any, ...]) -> tuple[int, Answer]:
-        """The errno, 0 for success, and the answer of one request. ConnectionLost passes."""
+        """One request after the other, until the connection ends: raises ConnectionLost."""
+        lost: BaseException | None = None
         try:
-            return 0, await self._service.methods[method](peer, *arguments)
-        except FilesystemError as error:
-            return error.errno or errno.EIO, Answer(error.strerror)
-        except ConnectionLost:
+            async with trio.open_nursery() as nursery:
+                answers = _Answers(wire)
+                nursery.start_soon(answers.send_later_ones)
+                while True:
+                    (number, method, arguments), peer.payload_bytes = await wire.receive()
+                    request = partial(self._carry_out, peer, method, arguments)
+                    await answers.give(number, *await _carried_out(request, method))
+        except* ConnectionLost as several:
+            lost = several.exceptions[0]
+        raise ConnectionLost(str(lost)) from lost
+
+    async def _carry_out(self, peer: Peer, method: str, arguments: tuple[Any, ...]) -> Answer:
+        return await self._service.methods[method](peer, *arguments)
+
+
+class _Answers:
+    """The answers of one connection, in order.
+
+    One goes out at once, in the task that has carried out its request, unless one that comes later is before it: then
+    `send_later_ones` sends it, in its turn. `_unsent` counts what that task has not sent yet.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._unsent = 0
+        self._put, self._take = trio.open_memory_channel[tuple[int, int, Answer]](LATER_MAX)
+
+    async def give(self, number: int, code: int, answer: Answer) -> None:
+        """Send the answer, or queue it; waits while LATER_MAX are queued. Raises ConnectionLost."""
+        if answer.later is None and not self._unsent:
+            await self._send(number, code, answer)
+            return
+        self._unsent += 1
+        try:
+            await self._put.send((number, code, answer))
+        except BaseException:
+            _let_go(answer)
             raise
-        except Exception as error:
-            log.exception("request %s failed", method)
-            return errno.EIO, Answer(f"{type(error).__name__}: {os.strerror(errno.EIO)}")
+
+    async def send_later_ones(self) -> None:
+        """Send what was queued, as it comes, until cancelled. Raises ConnectionLost."""
+        try:
+            async for number, code, answer in self._take:
+                if answer.later is not None:
+                    await self._send(number, *await _carried_out(answer.later, "that answers later"))
+                else:
+                    await self._send(number, code, answer)
+                self._unsent -= 1
+        finally:
+            with suppress(trio.WouldBlock):
+                while True:
+                    _let_go(self._take.receive_nowait()[2])
+
+    async def _send(self, number: int, code: int, answer: Answer) -> None:
+        try:
+            head = pack_frame([number, code, answer.result], sum(map(len, answer.payload)))
+            await self._wire.send([head, *answer.payload])
+        finally:
+            _let_go(answer)
+
+
+def _let_go(answer: Answer) -> None:
+    if answer.sent:
+        answer.sent()
+
+
+async def _carried_out(request: Callable[[], Awaitable[Answer]], method: str) -> tuple[int, Answer]:
+    """The errno, 0 for success, and the answer of one request. ConnectionLost passes."""
+    try:
+        return 0, await request()
+    except FilesystemError as error:
+        return error.errno or errno.EIO, Answer(error.strerror)
+    except ConnectionLost:
+        raise
+    except Exception as error:
+        log.exception("request %s failed", method)
+        return errno.EIO, Answer(f"{type(error).__name__}: {os.strerror(errno.EIO)}")

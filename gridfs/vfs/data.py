@@ -19,6 +19,8 @@ from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
 from gridfs.vfs.fetch import Fetcher
 from gridfs.vfs.handles import FileHandle, Handles
+from gridfs.vfs.healer import Healer
+from gridfs.vfs.placer import Placer
 from gridfs.vfs.readahead import Budget, ReadAhead
 from gridfs.vfs.writeback import Writeback
 
@@ -28,14 +30,21 @@ log = logging.getLogger(__name__)
 class Data:
     """The data half of a `Filesystem`, in the same trio thread."""
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int], replicas_default: int = 1
+    ) -> None:
         self._meta, self._chunks, self._handles, self._clock_ns = meta, chunks, handles, clock_ns
-        self._writeback, self._fetcher, self._budget = Writeback(meta, chunks), Fetcher(meta, chunks), Budget()
+        self.placer = Placer(meta, chunks, replicas_default)
+        self.healer = Healer(meta, chunks, handles, self.placer)
+        self._writeback = Writeback(chunks, self.placer, self.healer)
+        self._fetcher, self._budget = Fetcher(meta, chunks, self.healer.found_bad), Budget()
         self._nursery: trio.Nursery
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Fetches ahead run in `nursery`; nothing can be opened before."""
+        """Fetches ahead, and what becomes of copies, run in `nursery`; nothing can be opened before."""
         self._nursery = nursery
+        self._writeback.start(nursery)
+        nursery.start_soon(self.healer.run)
 
     # -- handles -----------------------------------------------------------------------------------------------------
 
@@ -136,13 +145,26 @@ class Data:
         last, within = divmod(size, CHUNK_SIZE_BYTES)
         beyond: dict[str, list[ChunkId]] = defaultdict(list)
         for index, servers in chunks.items():
-            for server in servers:
-                if index == last and within:
-                    await self._chunks.truncate(server, ChunkId(ino, index), within)
-                elif index >= last:
+            if index == last and within:
+                await self._cut_chunk(ChunkId(ino, index), servers, within)
+            elif index >= last:
+                for server in servers:
                     beyond[server].append(ChunkId(ino, index))
         for server, chunk_ids in beyond.items():
             await self._chunks.drop(server, chunk_ids)
+
+    async def _cut_chunk(self, chunk_id: ChunkId, servers: Servers, length: int) -> None:
+        """Cut every copy; one that cannot be cut is withdrawn if there is another. Raises EIO."""
+        failed: dict[str, FilesystemError] = {}
+        for server in servers:
+            try:
+                await self._chunks.truncate(server, chunk_id, length)
+            except FilesystemError as error:
+                failed[server] = error
+        if len(failed) == len(servers):
+            raise failed[servers[0]]
+        if failed:
+            await self.placer.withdraw(*chunk_id, failed)
 
     async def commit_all(self) -> None:
         """Tell the table what is safe by now of every open file, for those who never close or sync."""

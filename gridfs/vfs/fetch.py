@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
 import trio
 
 from gridfs.buffers import allocate
 from gridfs.chunk.client import ChunkClient
 from gridfs.chunk.layout import Piece, pieces
+from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.types import ChunkId
 from gridfs.vfs.file import File
+
+log = logging.getLogger(__name__)
 
 
 class Fetcher:
     """Reads ranges of files from chunk servers; holds no state."""
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient) -> None:
-        self._meta, self._chunks = meta, chunks
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, found_bad: Callable[[ChunkId, str], None]) -> None:
+        """`found_bad` hears of a copy whose bytes are not what they were."""
+        self._meta, self._chunks, self.found_bad = meta, chunks, found_bad
 
     async def fetch(self, file: File, offset: int, length: int) -> bytearray:
         """The bytes [offset, offset + length), which must lie within the file; holes are zeros.
@@ -25,20 +34,48 @@ class Fetcher:
         """
         if file.in_flight:
             await file.settle(offset, offset + length)
-        buffer = allocate(length)
-        view = memoryview(buffer)
-        parts = list(pieces(offset, length))
+        while True:
+            buffer = allocate(length)
+            with suppress(trio.TooSlowError):  # a late reply may still write to that buffer: it is left alone
+                await self._fetch_into(file.ino, offset, memoryview(buffer))
+                return buffer
+
+    async def _fetch_into(self, ino: int, offset: int, view: memoryview) -> None:
+        """Raises EIO, and TooSlowError when a server stalls that is not the last one to ask: the next time it is asked last."""
+        parts = list(pieces(offset, len(view)))
         if len(parts) == 1:
-            await self._fetch_piece(file.ino, parts[0], view)
-            return buffer
+            await self._fetch_piece(ino, parts[0], view)
+            return
+        failures: list[Exception] = []
+
+        async def fetch(piece: Piece) -> None:
+            try:
+                await self._fetch_piece(ino, piece, view[piece.start : piece.start + piece.length])
+            except (FilesystemError, trio.TooSlowError) as error:
+                failures.append(error)
+
         async with trio.open_nursery() as nursery:
             for piece in parts:
-                nursery.start_soon(self._fetch_piece, file.ino, piece, view[piece.start : piece.start + piece.length])
-        return buffer
+                nursery.start_soon(fetch, piece)
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, trio.TooSlowError)):
+            raise failure
 
     async def _fetch_piece(self, ino: int, piece: Piece, view: memoryview) -> None:
-        servers = self._meta.table.directory.servers(ino, piece.index)
-        if servers:
-            await self._chunks.read(servers[0], ChunkId(ino, piece.index), piece.offset, view)
-        else:
+        """From the first server that answers in time; a hole is zeros. Raises EIO when none is left."""
+        chunk_id = ChunkId(ino, piece.index)
+        servers = self._meta.table.directory.servers(*chunk_id)
+        if not servers:
             view[:] = bytes(len(view))
+            return
+        failure = FilesystemError(errno.EIO, "no server that holds the bytes is left")
+        for server, patience_s in self._chunks.candidates(servers):
+            try:
+                await self._chunks.read(server, chunk_id, piece.offset, view, patience_s)
+            except FilesystemError as error:
+                failure = FilesystemError(errno.EIO, str(error.strerror))
+                log.warning("chunk %d/%d cannot be read from %s: %s", *chunk_id, server, error.strerror)
+                if error.errno == errno.EBADMSG:
+                    self.found_bad(chunk_id, server)
+            else:
+                return
+        raise failure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Protocol
+from collections import deque
+from typing import Any, Protocol
 
 import trio
 
@@ -40,6 +41,8 @@ class File:
         """When bytes were last written, until the table has been told."""
         self._telling = 0
         """How often the table is being told of it just now."""
+        self.broken: deque[Any] = deque()
+        """Writes that not all copies have got, in the order in which they were made; no other is begun before they are safe."""
         self._tickets = 0
         self._progress = trio.Event()
         self._error: int = 0
@@ -86,6 +89,11 @@ class File:
     async def settle(self, start: int = 0, end: int = 1 << 63) -> None:
         """Wait until no bytes of [start, end) are in flight; bounded by the connections' reply timeout."""
         while self.in_flight and self.overlaps(start, end):
+            await self._progress.wait()
+
+    async def whole(self) -> None:
+        """Wait until no write is broken."""
+        while self.broken:
             await self._progress.wait()
 
     # -- telling the table -------------------------------------------------------------------------------------------

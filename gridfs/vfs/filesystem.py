@@ -23,6 +23,7 @@ from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import ROOT_INO, Inode, moves_atime, without_privileges
 from gridfs.meta.lease import LEASE
 from gridfs.meta.table import Changes
+from gridfs.meta.xattrs import REPLICAS
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.data import Data
@@ -354,10 +355,14 @@ class Filesystem:
     async def set_xattr(self, ino: int, name: bytes, value: bytes, clears_setgid: bool = False) -> None:
         """setxattr(2). Raises as `Table.set_xattr`."""
         await self._meta.execute(("set_xattr", self._clock_ns(), ino, name, bytes(value), 0, clears_setgid))
+        if name == REPLICAS:
+            self.data.healer.look_at_file(ino)
 
     async def remove_xattr(self, ino: int, name: bytes) -> None:
         """removexattr(2). Raises ENODATA."""
         await self._meta.execute(("remove_xattr", self._clock_ns(), ino, name))
+        if name == REPLICAS:
+            self.data.healer.look_at_file(ino)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -400,6 +405,6 @@ class Filesystem:
             "chunk_size": CHUNK_SIZE_BYTES,
             "size": size,
             "chunks": len(chunks),
-            "replicas": 1,
+            "replicas": self.data.placer.wanted(ino),
             "nodes": dict(sorted(nodes.items())),
         }

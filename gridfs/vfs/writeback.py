@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
-from gridfs.chunk.client import ChunkClient, NodeLink
-from gridfs.chunk.layout import Piece, pick, pieces
+from gridfs.chunk.client import WRITE, ChunkClient, NodeLink
+from gridfs.chunk.layout import Piece, pieces
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
-from gridfs.errors import FilesystemError
-from gridfs.meta.client import MetaClient
+from gridfs.errors import ConnectionLost, FilesystemError
 from gridfs.stream.connection import Reply
 from gridfs.types import ChunkId
 from gridfs.vfs.file import File
+from gridfs.vfs.healer import Healer
+from gridfs.vfs.placer import Placer
 
 log = logging.getLogger(__name__)
 
@@ -22,52 +25,88 @@ WINDOW_BYTES = 64 * MIB
 """Bytes written and not yet acknowledged, over all files: the memory they take, and the most a crash of the mount can cost."""
 
 
+@dataclass(slots=True)
+class Sent:
+    """One piece on its way to the servers of `links`."""
+
+    file: File
+    piece: Piece
+    data: memoryview
+    links: list[NodeLink]
+    charge_bytes: int
+    ticket: int
+
+    @property
+    def chunk_id(self) -> ChunkId:
+        """The chunk that it belongs to."""
+        return ChunkId(self.file.ino, self.piece.index)
+
+
 class Writeback:
     """Sends what is written to the chunk servers and keeps the window.
 
     A write returns once space has been granted for its bytes, they are in the window, and the request is with the kernel's
     socket or queued behind it. Writes of one file are serial (`File.lock`); those of one chunk go down one stream in order.
+
+    When a copy fails, its server is withdrawn from the chunk, and if that was the one who passes bytes on, they are sent to the
+    next: by one task for each file, in the order of the writes, and before any other write of the file (`File.broken`).
     """
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient) -> None:
-        self._meta, self._chunks = meta, chunks
+    def __init__(self, chunks: ChunkClient, placer: Placer, healer: Healer) -> None:
+        self._chunks, self._placer, self._healer = chunks, placer, healer
+        self._nursery: trio.Nursery
         self._window_bytes = 0
         self._room = trio.Event()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Broken writes are set right in `nursery`; nothing can be written before."""
+        self._nursery = nursery
 
     async def write(self, file: File, offset: int, data: bytes, now_ns: int) -> int:
         """Write `data` at `offset`; returns how many bytes were taken, fewer than asked only when space ran out.
 
-        The caller holds `file.lock`. Raises ENOSPC when nothing could be taken, EIO when a chunk's server is lost.
+        The caller holds `file.lock`. Raises ENOSPC when nothing could be taken, EIO when a chunk's last server is lost.
         """
         view = memoryview(data)
         for piece in pieces(offset, len(data)):
             try:
-                link = await self._find_space(file, piece)
+                await file.whole()
+                links = await self._placer.find(file, piece)
             except FilesystemError:
                 if piece.start:
                     return piece.start
                 raise
             await self._make_room(piece.length)
-            start = offset + piece.start
-            self._send(link, file, piece, view[piece.start : piece.start + piece.length], start, now_ns)
+            await file.whole()
+            ticket = file.begin_write(offset + piece.start, offset + piece.start + piece.length, now_ns)
+            self._send(file, piece, view[piece.start : piece.start + piece.length], links, ticket)
         return len(data)
 
-    def _send(self, link: NodeLink, file: File, piece: Piece, data: memoryview, start: int, now_ns: int) -> None:
-        ticket = file.begin_write(start, start + piece.length, now_ns)
+    def _send(self, file: File, piece: Piece, data: memoryview, links: list[NodeLink], ticket: int) -> None:
         end = piece.offset + piece.length
-        charge = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
+        charge_bytes = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
         self._window_bytes += piece.length
+        sent = Sent(file, piece, data, links, charge_bytes, ticket)
 
-        def settled(reply: Reply) -> None:
-            self._window_bytes -= piece.length
-            self._room.set()
-            if reply.error is not None:
-                log.error("inode %d: %d bytes at %d were lost: %s", file.ino, piece.length, start, reply.error)
-                file.chunk_lengths.pop(piece.index, None)
-            file.end_write(ticket, _errno_of(reply.error))
+        def replied(reply: Reply) -> None:
+            if len(links) > 1 and (reply.result or isinstance(reply.error, ConnectionLost)):
+                self._set_right_soon(sent, reply)
+            else:
+                self._end(sent, reply.error)
 
-        self._chunks.write(link, ChunkId(file.ino, piece.index), piece.offset, data, charge, settled)
+        self._chunks.write(links, sent.chunk_id, piece.offset, data, charge_bytes, replied)
+
+    def _end(self, sent: Sent, error: Exception | None) -> None:
+        """The piece is safe, or lost."""
+        file, piece = sent.file, sent.piece
+        self._window_bytes -= piece.length
+        self._room.set()
+        if error is not None:
+            start = piece.index * CHUNK_SIZE_BYTES + piece.offset
+            log.error("inode %d: %d bytes at %d were lost: %s", file.ino, piece.length, start, error)
+            file.chunk_lengths.pop(piece.index, None)
+        file.end_write(sent.ticket, _errno_of(error))
 
     async def _make_room(self, length: int) -> None:
         """Wait until the window takes `length` more; bounded by the connections' reply timeout."""
@@ -75,58 +114,61 @@ class Writeback:
             self._room = trio.Event()
             await self._room.wait()
 
-    # -- space -------------------------------------------------------------------------------------------------------
+    # -- copies that fail --------------------------------------------------------------------------------------------
 
-    async def _find_space(self, file: File, piece: Piece) -> NodeLink:
-        """The node that takes the piece, with its space taken from the grant; a new chunk is placed. Raises ENOSPC, EIO."""
-        servers = self._meta.table.directory.servers(file.ino, piece.index)
-        if servers:
-            link = self._chunks.link(servers[0])
-            if await self._take(file, piece, link, servers[0]):
-                return link
-        else:
-            file.chunk_lengths[piece.index] = 0
-            for _ in (1, 2):
-                link_or_none = await self._place(file, piece)
-                if link_or_none:
-                    return link_or_none
-                if not await self._chunks.drops_settled():
-                    break
-            del file.chunk_lengths[piece.index]
-        raise FilesystemError(errno.ENOSPC, "no node has room")
+    def _set_right_soon(self, sent: Sent, reply: Reply) -> None:
+        broken = sent.file.broken
+        broken.append((sent, reply))
+        if len(broken) == 1:
+            self._nursery.start_soon(self._set_right, sent.file)
 
-    async def _place(self, file: File, piece: Piece) -> NodeLink | None:
-        """Give a new chunk to a node with room for all of it, best first, or else to one with room for this piece.
+    async def _set_right(self, file: File) -> None:
+        """Set the file's broken writes right, one after the other, until none is left."""
+        while file.broken:
+            sent, reply = file.broken[0]
+            error: Exception | None = None
+            try:
+                await self._write_elsewhere(sent, reply)
+            except FilesystemError as failure:
+                error = failure
+            file.broken.popleft()
+            self._end(sent, error)
+            self._healer.look_at(sent.chunk_id)
 
-        A chunk cannot grow past its node's space, so one begun on a nearly full node would end the file early.
-        """
-        placement = self._chunks.placement
-        end = piece.offset + piece.length
-        for room_bytes in (CHUNK_SIZE_BYTES, end):
-            for node in pick(placement, file.ino, piece.index, len(placement.nodes)):
-                try:
-                    link = self._chunks.link(node.server)
-                    if not await link.take(end, room_bytes):
-                        continue
-                except FilesystemError as error:
-                    log.warning("a new chunk goes elsewhere: %s", error)
-                    continue
-                placed = await self._meta.execute(("place", file.ino, piece.index, (node.server,)))
-                if placed[0] == node.server:
-                    return link
-                link.balance_bytes += end  # another mount was faster; the chunk is where it put it
-                return await self._find_space(file, piece)
-        return None
+    async def _write_elsewhere(self, sent: Sent, reply: Reply) -> None:
+        """Withdraw the copies that failed, and if the first of them did, send the bytes to the others. Raises EIO."""
+        links = sent.links
+        while failed := _failed(links, reply):
+            hosts = ", ".join(link.node.host for link in failed)
+            log.warning("chunk %d/%d is not on %s any more: %s", *sent.chunk_id, hosts, reply.error or reply.result[0][2])
+            await self._placer.withdraw(*sent.chunk_id, [link.node.server for link in failed])
+            if reply.error is None:
+                return
+            links = [link for link in links if link not in failed]
+            done = trio.Event()
+            replies: list[Reply] = []
 
-    async def _take(self, file: File, piece: Piece, link: NodeLink, server: str) -> bool:
-        """Take the space by which the piece makes its chunk longer, asking for the chunk's length only when it matters."""
-        end = piece.offset + piece.length
-        known = file.chunk_lengths.get(piece.index)
-        if known is None:
-            known = file.chunk_lengths[piece.index] = await self._chunks.length(server, ChunkId(file.ino, piece.index))
-        if await link.take(max(0, end - known)):
-            return True
-        return await self._chunks.drops_settled() and await link.take(max(0, end - known))
+            def replied(again: Reply, done: trio.Event = done, replies: list[Reply] = replies) -> None:
+                replies.append(again)
+                done.set()
+
+            if not links:
+                raise FilesystemError(errno.EIO, "every server that held the chunk is lost")
+            with suppress(FilesystemError):  # then the write fails too, and the next one is tried
+                await links[0].connection(WRITE)
+            self._chunks.write(links, sent.chunk_id, sent.piece.offset, sent.data, sent.charge_bytes, replied)
+            await done.wait()
+            reply = replies[0]
+
+
+def _failed(links: list[NodeLink], reply: Reply) -> list[NodeLink]:
+    """The links whose servers have not got the bytes. Raises what the first server refused them with."""
+    if isinstance(reply.error, ConnectionLost):
+        return links[:1]
+    if reply.error is not None:
+        raise reply.error
+    refused = {(host, port) for host, port, _ in reply.result}
+    return [link for link in links if link.node.address in refused]
 
 
 def _errno_of(error: Exception | None) -> int:

@@ -12,6 +12,7 @@ import trio
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.stream.connection import Connection
 from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.standing import standing
 from gridfs.types import Address
 
 SECRET = secrets.token_bytes(32)
@@ -21,8 +22,17 @@ class Echo:
     """A service that answers with what it was sent."""
 
     def __init__(self) -> None:
-        self.methods: Methods = {"echo": self.echo, "fail": self.fail, "crash": self.crash, "hang": self.hang}
+        self.methods: Methods = {
+            "echo": self.echo,
+            "fail": self.fail,
+            "crash": self.crash,
+            "hang": self.hang,
+            "later": self.later,
+        }
         self.peers = 0
+        self.begun = 0
+        self.now = trio.Event()
+        """What `later` waits for."""
 
     def greet(self, identity: dict[str, Any]) -> dict[str, Any]:
         if identity.get("epoch") == 0:
@@ -49,6 +59,14 @@ class Echo:
     async def hang(self, peer: Peer) -> Answer:
         await trio.sleep_forever()
         raise AssertionError
+
+    async def later(self, peer: Peer, code: int) -> Answer:
+        async def once_it_is_time() -> Answer:
+            await self.now.wait()
+            return await self.fail(peer, code) if code else Answer("late")
+
+        self.begun += 1
+        return Answer(later=once_it_is_time)
 
 
 @asynccontextmanager
@@ -98,6 +116,22 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert await reply.wait() == (i,)
             assert buffers[i] == blobs[i]
         assert settled == sorted(settled)
+
+
+async def test_an_answer_that_comes_later_holds_up_answers_and_not_requests() -> None:
+    async with serving() as (endpoint, service), standing(endpoint.address, SECRET, {"client": "me"}) as connection:
+        replies = [connection.submit(*request) for request in (("later", 0), ("echo", 1), ("later", 5), ("echo", 2))]
+        with trio.fail_after(5):
+            while service.begun < 2:
+                await trio.sleep(0.001)
+        assert [reply.payload_bytes for reply in replies] == [-1] * 4
+        service.now.set()
+        assert await replies[1].wait() == (1,)
+        assert replies[0].result == "late"
+        with pytest.raises(FilesystemError, match="as asked"):
+            await replies[2].wait()
+        assert await replies[3].wait() == (2,)
+        assert await connection.call("echo", 3) == (3,)
 
 
 async def test_an_errno_comes_back_and_the_connection_goes_on() -> None:

@@ -80,10 +80,23 @@ class Cluster:
 
     def _start_node(self, name: str, capacity_bytes: int) -> Node:
         objects = FakeObjects()
-        service = ChunkService(capacity_bytes, objects, lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
+        service = ChunkService(capacity_bytes, objects, self.secret, lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
         node = Node(name, service, objects, Endpoint(Address("127.0.0.1", 0), self.secret, service))
         self._nursery.start_soon(node.serve)
         return node
+
+    def add_node(self, name: str, capacity_bytes: int) -> None:
+        """Another chunk server, which the mounts learn of at once."""
+        self.nodes.append(self._start_node(name, capacity_bytes))
+        self.publish()
+
+    def kill(self, name: str) -> None:
+        """End a chunk server as kill -9 does; the mounts learn of it by themselves, and at `publish`."""
+        self.node(name).scope.cancel()
+
+    def node(self, name: str) -> Node:
+        """The chunk server of that name."""
+        return next(node for node in self.nodes if node.name == name)
 
     def publish(self, lost: tuple[str, ...] = (), weights: dict[str, float] | None = None) -> None:
         """Publish a placement map, as the scheduler does."""
