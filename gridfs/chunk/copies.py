@@ -68,7 +68,7 @@ class Copies:
 
         Raises ENOENT if the chunk is not here, EBADMSG if its bytes are not what they were, and EIO if they did not arrive.
         """
-        if getattr(self._chunks, "verify", None) and await self._chunks.verify(chunk_id) == "bad":
+        if await self._chunks.verify(chunk_id) == "bad":
             raise FilesystemError(errno.EBADMSG, f"chunk {chunk_id} is not what it was")
         async with self._chunks.held(chunk_id) as chunk:
             view, sent = self._chunks.read(chunk_id, 0, chunk.length)

@@ -31,9 +31,8 @@ from gridfs.config import format_size
 from gridfs.meta.directory import Servers
 from gridfs.meta.inode import Inode
 from gridfs.meta.table import Table
+from gridfs.meta.xattrs import replicas
 from gridfs.types import ChunkId, PlacementMap
-
-REPLICAS_WANTED = 1
 
 INVARIANT, LOST, MISSING, ORPHANED = "invariant", "lost", "missing", "orphaned"
 WRONG_LENGTH, UNDER_REPLICATED, UNREAPED = "wrong-length", "under-replicated", "unreaped"
@@ -96,19 +95,19 @@ def _placed_chunks(look: Look) -> Iterator[Fault]:
         inode = look.table.inodes.get(ino)
         if inode is None or not inode.is_regular:
             continue  # a broken invariant, and told as such
-        yield from _copies(look, ino, index, servers, alive)
+        yield from _copies(look, inode, index, servers, alive)
         for server in servers:
             if server in alive and server in look.inventories:
                 yield from _copy(look, inode, index, server)
 
 
-def _copies(look: Look, ino: int, index: int, servers: Servers, alive: set[str]) -> Iterator[Fault]:
-    living = sum(server in alive for server in servers)
+def _copies(look: Look, inode: Inode, index: int, servers: Servers, alive: set[str]) -> Iterator[Fault]:
+    ino, living, wanted = inode.ino, sum(server in alive for server in servers), replicas(inode) or 1
     if servers and not living:
         hosts = ", ".join(look.host(server) for server in servers)
         yield Fault(LOST, f"the chunk server on {hosts} is lost with it", ino, index, servers[0])
-    elif living < REPLICAS_WANTED:
-        yield Fault(UNDER_REPLICATED, f"it has {living} of {REPLICAS_WANTED} copies", ino, index)
+    elif living < max(wanted, len(servers)):
+        yield Fault(UNDER_REPLICATED, f"it has {living} of {max(wanted, len(servers))} copies", ino, index)
 
 
 def _copy(look: Look, inode: Inode, index: int, server: str) -> Iterator[Fault]:

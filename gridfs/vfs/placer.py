@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Collection
 
-from gridfs.chunk.client import ChunkClient, NodeLink
+from gridfs.chunk.client import WRITE, ChunkClient, NodeLink
 from gridfs.chunk.layout import Piece, pick
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
@@ -35,10 +35,9 @@ class Placer:
 
         A new chunk is placed. Raises ENOSPC, and EIO when every server that held the chunk is lost.
         """
-        servers = self._meta.table.directory.servers(file.ino, piece.index)
-        if servers:
-            links = [self._chunks.link(server) for server in await self._without_lost(file.ino, piece.index, servers)]
-            if await self._take(file, piece, links):
+        if self._meta.table.directory.servers(file.ino, piece.index):
+            links = await self._take_where_it_is(file, piece)
+            if links:
                 return links
         else:
             file.chunk_lengths[piece.index] = 0
@@ -65,10 +64,40 @@ class Placer:
                 return left
             await self._meta.execute(("replace", ino, index, held, left))
 
-    async def _without_lost(self, ino: int, index: int, servers: Servers) -> Servers:
-        """Who is to get what is written: a copy that is lost would be behind if its server came back."""
-        lost = [server for server in servers if not self._chunks.is_alive(server)]
-        return servers if len(lost) in (0, len(servers)) else await self.withdraw(ino, index, lost)
+    async def _take_where_it_is(self, file: File, piece: Piece) -> list[NodeLink]:
+        """The nodes that hold the chunk, with the piece's space taken; empty without room. Raises EIO when none answers."""
+        chunk_id = ChunkId(file.ino, piece.index)
+        while True:
+            servers = self._meta.table.directory.servers(*chunk_id)
+            links = await self._reachable(chunk_id, servers)
+            try:
+                return links if await self._take(file, piece, links) else []
+            except FilesystemError as error:
+                if len(links) == 1:
+                    raise
+                log.warning("chunk %d/%d: one of %d copies does not answer: %s", *chunk_id, len(links), error.strerror)
+                lost = [link.node.server for link in links if link.ready(WRITE) is None]
+                await self.withdraw(*chunk_id, lost or [links[-1].node.server])
+
+    async def _reachable(self, chunk_id: ChunkId, servers: Servers) -> list[NodeLink]:
+        """Who is to get what is written. A copy that cannot be reached would be behind when it can: it is withdrawn.
+
+        Raises EIO when none can be reached.
+        """
+        links, failure = [], FilesystemError(errno.EIO)
+        for server in servers:
+            try:
+                link = self._chunks.link(server)
+                await link.connection(WRITE)
+                links.append(link)
+            except FilesystemError as error:
+                failure = error
+        if not links:
+            raise failure
+        if len(links) < len(servers):
+            log.warning("chunk %d/%d has %d copies left of %d: %s", *chunk_id, len(links), len(servers), failure.strerror)
+            await self.withdraw(*chunk_id, set(servers) - {link.node.server for link in links})
+        return links
 
     async def _place(self, file: File, piece: Piece) -> list[NodeLink] | None:
         """Give a new chunk to the nodes that are best for it, and have room for all of it, or else for this piece.
