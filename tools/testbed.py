@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
-import psutil
 
 import testbed_hosts as hosts
 from gridfs import cluster, config, logs
@@ -46,13 +45,13 @@ class Testbed:
     hosts_made: list[str]
     bridge_made: bool
     mountpoint_made: bool
-    owner: tuple[int, float] | None = None
+    owner: tuple[int, int] | None = None
     """(process id, when it began) of the process that it is to end with; None if it stays until `down`."""
 
     @property
     def is_orphaned(self) -> bool:
         """True once its owner has ended, without having taken it down."""
-        return self.owner is not None and _began_s(self.owner[0]) != self.owner[1]
+        return self.owner is not None and _began(self.owner[0]) != self.owner[1]
 
     def save(self) -> None:
         """Put it where the next command finds it."""
@@ -91,7 +90,7 @@ def up(workers: int, memory_bytes: int, mountpoint: str, owner: int | None = Non
             hosts_made=[host for host in names if not hosts.host_exists(host)],
             bridge_made=not hosts.bridge_exists(),
             mountpoint_made=mountpoint not in mounts.mountpoints() and not Path(mountpoint).exists(),
-            owner=None if owner is None else (owner, _began_s(owner)),
+            owner=None if owner is None else (owner, _began(owner)),
         )
         bed.save()
         try:
@@ -178,11 +177,11 @@ def _end(bed: Testbed) -> None:
         os.environ["GRIDFS_HOME"] = ours
 
 
-def _began_s(process_id: int) -> float:
-    """When the process began, which tells it from a later one with the same number; 0.0 if there is none."""
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(process_id).create_time()
-    return 0.0
+def _began(process_id: int) -> int:
+    """When the process began, which tells it from a later one with the same number; 0 if there is none (proc(5), starttime)."""
+    with suppress(FileNotFoundError):
+        return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19])
+    return 0
 
 
 def _remove(bed: Testbed) -> None:
