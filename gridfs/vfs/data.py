@@ -17,9 +17,10 @@ from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget, Limits
 from gridfs.vfs.fetch import Fetcher
 from gridfs.vfs.handles import FileHandle, Handles
-from gridfs.vfs.readahead import Budget, ReadAhead
+from gridfs.vfs.readahead import ReadAhead
 from gridfs.vfs.writeback import Writeback
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,13 @@ log = logging.getLogger(__name__)
 class Data:
     """The data half of a `Filesystem`, in the same trio thread."""
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int], limits: Limits
+    ) -> None:
         self._meta, self._chunks, self._handles, self._clock_ns = meta, chunks, handles, clock_ns
-        self._writeback, self._fetcher, self._budget = Writeback(meta, chunks), Fetcher(meta, chunks), Budget()
+        self._budget = Budget(limits.budget_bytes)
+        self._writeback = Writeback(meta, chunks, Budget(limits.window_bytes, self._budget))
+        self._fetcher = Fetcher(meta, chunks, self._budget)
         self._nursery: trio.Nursery
 
     def start(self, nursery: trio.Nursery) -> None:

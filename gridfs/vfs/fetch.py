@@ -9,20 +9,30 @@ from gridfs.chunk.client import ChunkClient
 from gridfs.chunk.layout import Piece, pieces
 from gridfs.meta.client import MetaClient
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget
 from gridfs.vfs.file import File
 
 
 class Fetcher:
     """Reads ranges of files from chunk servers; holds no state."""
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient) -> None:
-        self._meta, self._chunks = meta, chunks
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, budget: Budget) -> None:
+        self._meta, self._chunks, self._budget = meta, chunks, budget
 
     async def fetch(self, file: File, offset: int, length: int) -> bytearray:
         """The bytes [offset, offset + length), which must lie within the file; holes are zeros.
 
-        Bytes that are still on their way to a server are waited for. Raises EIO when a chunk's server is lost.
+        Waits for room in the budget, and for bytes that are still on their way to a server. Raises EIO when a chunk's server
+        is lost.
         """
+        await self._budget.take(length)
+        try:
+            return await self.fetch_ahead(file, offset, length)
+        finally:
+            self._budget.give(length)
+
+    async def fetch_ahead(self, file: File, offset: int, length: int) -> bytearray:
+        """As `fetch`, into memory that the caller has from the budget."""
         if file.in_flight:
             await file.settle(offset, offset + length)
         buffer = allocate(length)

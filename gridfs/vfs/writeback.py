@@ -5,34 +5,31 @@ from __future__ import annotations
 import errno
 import logging
 
-import trio
-
 from gridfs.chunk.client import ChunkClient, NodeLink
 from gridfs.chunk.layout import Piece, pick, pieces
-from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.stream.connection import Reply
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget
 from gridfs.vfs.file import File
 
 log = logging.getLogger(__name__)
 
-WINDOW_BYTES = 64 * MIB
-"""Bytes written and not yet acknowledged, over all files: the memory they take, and the most a crash of the mount can cost."""
-
 
 class Writeback:
-    """Sends what is written to the chunk servers and keeps the window.
+    """Sends what is written to the chunk servers.
+
+    `window` is the budget for bytes written and not yet acknowledged, over all files: the memory they take, and the most that
+    a crash of the mount can cost.
 
     A write returns once space has been granted for its bytes, they are in the window, and the request is with the kernel's
     socket or queued behind it. Writes of one file are serial (`File.lock`); those of one chunk go down one stream in order.
     """
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient) -> None:
-        self._meta, self._chunks = meta, chunks
-        self._window_bytes = 0
-        self._room = trio.Event()
+    def __init__(self, meta: MetaClient, chunks: ChunkClient, window: Budget) -> None:
+        self._meta, self._chunks, self._window = meta, chunks, window
 
     async def write(self, file: File, offset: int, data: bytes, now_ns: int) -> int:
         """Write `data` at `offset`; returns how many bytes were taken, fewer than asked only when space ran out.
@@ -47,33 +44,25 @@ class Writeback:
                 if piece.start:
                     return piece.start
                 raise
-            await self._make_room(piece.length)
+            await self._window.take(piece.length)
             start = offset + piece.start
             self._send(link, file, piece, view[piece.start : piece.start + piece.length], start, now_ns)
         return len(data)
 
     def _send(self, link: NodeLink, file: File, piece: Piece, data: memoryview, start: int, now_ns: int) -> None:
-        ticket = file.begin_write(start, start + piece.length, now_ns)
+        ticket = file.begin_write(start, start + piece.length, now_ns, data)
         end = piece.offset + piece.length
         charge = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
-        self._window_bytes += piece.length
 
         def settled(reply: Reply) -> None:
-            self._window_bytes -= piece.length
-            self._room.set()
+            self._window.give(piece.length)
             if reply.error is not None:
                 log.error("inode %d: %d bytes at %d were lost: %s", file.ino, piece.length, start, reply.error)
                 file.chunk_lengths.pop(piece.index, None)
             file.end_write(ticket, _errno_of(reply.error))
 
         self._chunks.write(link, ChunkId(file.ino, piece.index), piece.offset, data, charge, settled)
-
-    async def _make_room(self, length: int) -> None:
-        """Wait until the window takes `length` more; bounded by the connections' reply timeout."""
-        while self._window_bytes and self._window_bytes + length > WINDOW_BYTES:
-            self._room = trio.Event()
-            await self._room.wait()
 
     # -- space -------------------------------------------------------------------------------------------------------
 
