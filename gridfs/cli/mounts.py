@@ -131,6 +131,12 @@ def command(mountpoint: str, options: str, *, foreground: bool) -> list[str]:
     return [*arguments, *(["-o", options] if options else []), *(["-f"] if foreground else [])]
 
 
+def size_options(memory_bytes: int | None, window_bytes: int | None) -> list[str]:
+    """The mount options for these sizes; None leaves one to the daemon, which knows what fits."""
+    sizes = {"memory": memory_bytes, "write-window": window_bytes}
+    return [f"{name}={size_bytes}" for name, size_bytes in sizes.items() if size_bytes is not None]
+
+
 def become_daemon(mountpoint: str, options: str, *, foreground: bool) -> NoReturn:
     """Replace this process with the mount daemon."""
     arguments = command(mountpoint, options, foreground=foreground)
