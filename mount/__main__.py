@@ -14,7 +14,8 @@ import trio
 from gridfs import config, logs
 from gridfs.errors import GridfsError
 from gridfs.types import Address, Endpoints
-from mount.session import parse_options, serve
+from mount.options import Options, parse_options
+from mount.session import serve
 
 
 def main() -> None:
@@ -22,7 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="mount.gridfs", description=__doc__)
     parser.add_argument("mountpoint")
     parser.add_argument("--handoff", type=Path, required=True, help="file with the endpoints, written by 'gridfs mount'")
-    parser.add_argument("-o", dest="options", default="", help="mount options, separated by commas")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        default="",
+        help="mount options, and memory=SIZE, write-window=SIZE, replicas=N; separated by commas",
+    )
     parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-v", dest="verbose", action="store_true", help="log more")
     arguments = parser.parse_args()
@@ -45,12 +51,12 @@ def read_handoff(path: Path) -> Endpoints:
         raise GridfsError(f"{path} is no handoff file ({error}): run 'gridfs mount'") from error
 
 
-def _run_in_foreground(mountpoint: str, endpoints: Endpoints, options: set[str], arguments: argparse.Namespace) -> None:
+def _run_in_foreground(mountpoint: str, endpoints: Endpoints, options: Options, arguments: argparse.Namespace) -> None:
     logs.start("debug" if arguments.verbose else None)
     _serve(mountpoint, endpoints, options, arguments.handoff, lambda: None)
 
 
-def _run_in_background(mountpoint: str, endpoints: Endpoints, options: set[str], arguments: argparse.Namespace) -> None:
+def _run_in_background(mountpoint: str, endpoints: Endpoints, options: Options, arguments: argparse.Namespace) -> None:
     """Return once the daemon has mounted; raise GridfsError with what it says if it cannot."""
     reading, writing = os.pipe()
     if os.fork():
@@ -102,7 +108,7 @@ def _redirect_to_log(arguments: argparse.Namespace) -> None:
     logs.start("debug" if arguments.verbose else None)
 
 
-def _serve(mountpoint: str, endpoints: Endpoints, options: set[str], handoff: Path, tell: Callable[[], None]) -> None:
+def _serve(mountpoint: str, endpoints: Endpoints, options: Options, handoff: Path, tell: Callable[[], None]) -> None:
     """Serve, with the daemon's process id in a file beside the handoff for as long as it is mounted."""
     pid_file = handoff.with_suffix(".pid").absolute()
 

@@ -24,21 +24,17 @@ from gridfs.vfs.filesystem import Filesystem
 from mount import device
 from mount.kernel import KernelCache
 from mount.operations import Operations
+from mount.options import TASKS_MIN, Options
 
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
 """The kernel then asks for 1 MiB at a time instead of 128 KiB: twice the throughput of sequential reads."""
 _READ_AHEAD_TRIES, _READ_AHEAD_INTERVAL_S = 25, 0.2
-TASKS_MIN, TASKS_MAX = 8, 64
-"""Requests handled at once. Each task keeps a receive buffer of 1 MiB, so a low minimum would free and fault them in again."""
 SETTLE_TIMEOUT_S = 50.0
 """Shorter than the patience of 'gridfs umount' (60 s), which would otherwise give up before we can say what was lost."""
 GC_THRESHOLD = 20_000
 """Objects made and not freed before the garbage collector looks at them: some thousand files, each of which makes several."""
-MOUNT_OPTIONS = frozenset(
-    "ro,rw,dev,nodev,suid,nosuid,exec,noexec,atime,noatime,relatime,sync,dirsync,allow_other,allow_root".split(",")  # noqa: SIM905
-)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 """How mountinfo writes blanks and backslashes, proc(5)."""
 _PR_SET_IO_FLUSHER = 57  # linux/prctl.h
@@ -46,16 +42,7 @@ _OOM_SCORE = -500
 """Killing the mount frees little and loses much; -1000 would make it immune, which no filesystem daemon should be."""
 
 
-def parse_options(text: str) -> set[str]:
-    """The options of `-o`, for libfuse. Raises GridfsError naming the first that is not known."""
-    options = {option for option in text.split(",") if option}
-    if unknown := sorted(options - MOUNT_OPTIONS):
-        known = ", ".join(sorted(MOUNT_OPTIONS))
-        raise GridfsError(f"mount option {unknown[0]!r} is not known; known are {known}")
-    return options
-
-
-async def serve(mountpoint: str, endpoints: Endpoints, options: set[str], mounted: Callable[[], None]) -> None:
+async def serve(mountpoint: str, endpoints: Endpoints, options: Options, mounted: Callable[[], None]) -> None:
     """Attach, mount, call `mounted`, and serve until the filesystem is unmounted or SIGTERM or SIGINT arrives.
 
     On a clean end everything written is durable at the inode table. Raises GridfsError when the filesystem cannot be reached,
@@ -65,13 +52,13 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: set[str], mounte
     _ask_for_mercy()
     try:
         async with trio.open_nursery() as nursery:
-            filesystem = await _attach(mountpoint, endpoints, nursery)
-            unmount = _mount(filesystem, mountpoint, options)
+            filesystem = await _attach(mountpoint, endpoints, options, nursery)
+            unmount = _mount(filesystem, mountpoint, options.flags)
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_hold_read_ahead, mountpoint)
             try:
                 mounted()
-                await pyfuse3.main(TASKS_MIN, TASKS_MAX)
+                await pyfuse3.main(TASKS_MIN, options.tasks)
             finally:
                 await _detach(filesystem, unmount)
             nursery.cancel_scope.cancel()
@@ -81,13 +68,13 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: set[str], mounte
         raise GridfsError(f"the filesystem does not answer: {lost.exceptions[0]}; 'gridfs status' tells more") from None
 
 
-async def _attach(mountpoint: str, endpoints: Endpoints, nursery: trio.Nursery) -> Filesystem:
+async def _attach(mountpoint: str, endpoints: Endpoints, options: Options, nursery: trio.Nursery) -> Filesystem:
     """Start the clients and the vfs in `nursery`, in the order in which they need each other."""
     meta = MetaClient(endpoints, mountpoint)
     await nursery.start(meta.run)
     chunks = ChunkClient(endpoints.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
     await nursery.start(chunks.run)
-    filesystem = Filesystem(meta, chunks)
+    filesystem = Filesystem(meta, chunks, limits=options.limits, replicas=options.replicas)
     await nursery.start(filesystem.run)
     _spare_the_collector()
     log.info("epoch %d: attached, %d inodes", meta.epoch, len(meta.table.inodes))
@@ -101,14 +88,14 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
-def _mount(filesystem: Filesystem, mountpoint: str, options: set[str]) -> Callable[[], None]:
+def _mount(filesystem: Filesystem, mountpoint: str, flags: frozenset[str]) -> Callable[[], None]:
     """Mount; returns what unmounts."""
-    fuse_options = {"fsname=gridfs", "subtype=gridfs", "default_permissions", *options}
+    fuse_options = {"fsname=gridfs", "subtype=gridfs", "default_permissions", *flags}
     served, unmount = mountpoint, functools.partial(pyfuse3.close, unmount=True)
     try:
         if os.geteuid() == 0:
             fuse_options.add("allow_other")
-            fd = device.mount(mountpoint, options)
+            fd = device.mount(mountpoint, flags)
             served, unmount = f"/dev/fd/{fd}", functools.partial(_close, fd, mountpoint)
         pyfuse3.init(Operations(filesystem), served, fuse_options)
         filesystem.kernel = KernelCache()

@@ -91,15 +91,28 @@ def up(workers: int | None, memory: int | None, address: str | None) -> None:
 @cli.command()
 @click.argument("mountpoint", type=click.Path())
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas.")
+@click.option("--memory", type=Size(), help="Most memory for bytes on their way, 64MiB at least.  [default: 256MiB]")
+@click.option("--write-window", type=Size(), help="What of it may be written and not yet with the workers.  [default: 64MiB]")
+@click.option("--replicas", type=click.IntRange(1, 8), help="Copies of each chunk, where a file does not say.  [default: 1]")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, and log to standard error.")
 @click.option("--address", metavar="HOST:PORT", help="On another host: the Ray cluster whose filesystem is to be mounted here.")
-def mount(mountpoint: str, options: tuple[str, ...], foreground: bool, address: str | None) -> None:
+def mount(
+    mountpoint: str,
+    options: tuple[str, ...],
+    memory: int | None,
+    write_window: int | None,
+    replicas: int | None,
+    foreground: bool,
+    address: str | None,
+) -> None:
     """Mount the filesystem at MOUNTPOINT, an existing directory.
 
     Any number of hosts may mount it. On one where it was not brought up, --address says where it is the first time.
+    -o memory=SIZE, write-window=SIZE and replicas=N are the same as the options of those names.
 
     \b
     Example: gridfs mount /mnt/gridmem
+             gridfs mount --memory 512MiB --write-window 128MiB /mnt/gridmem
              gridfs mount --address 10.0.0.1:6379 /mnt/gridmem
     """
     from gridfs import cluster
@@ -112,7 +125,8 @@ def mount(mountpoint: str, options: tuple[str, ...], foreground: bool, address: 
     mounts.check_mountable(point)
     mounts.write_handoff(point, resolve())
     restore_native_output()
-    mounts.become_daemon(point, ",".join(options), foreground=foreground)
+    numbers = mounts.number_options(memory, write_window, replicas)
+    mounts.become_daemon(point, ",".join([*options, *numbers]), foreground=foreground)
 
 
 @cli.command(short_help="Unmount MOUNTPOINT, once everything written is with the workers.")

@@ -131,6 +131,12 @@ def command(mountpoint: str, options: str, *, foreground: bool) -> list[str]:
     return [*arguments, *(["-o", options] if options else []), *(["-f"] if foreground else [])]
 
 
+def number_options(memory_bytes: int | None, window_bytes: int | None, replicas: int | None = None) -> list[str]:
+    """The mount options for these figures; None leaves one to the daemon, which knows what fits."""
+    figures = {"memory": memory_bytes, "write-window": window_bytes, "replicas": replicas}
+    return [f"{name}={figure}" for name, figure in figures.items() if figure is not None]
+
+
 def become_daemon(mountpoint: str, options: str, *, foreground: bool) -> NoReturn:
     """Replace this process with the mount daemon."""
     arguments = command(mountpoint, options, foreground=foreground)

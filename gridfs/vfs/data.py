@@ -17,11 +17,12 @@ from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget, Limits
 from gridfs.vfs.fetch import Fetcher
 from gridfs.vfs.handles import FileHandle, Handles
 from gridfs.vfs.healer import Healer
 from gridfs.vfs.placer import Placer
-from gridfs.vfs.readahead import Budget, ReadAhead
+from gridfs.vfs.readahead import ReadAhead
 from gridfs.vfs.writeback import Writeback
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,21 @@ class Data:
     """The data half of a `Filesystem`, in the same trio thread."""
 
     def __init__(
-        self, meta: MetaClient, chunks: ChunkClient, handles: Handles, clock_ns: Callable[[], int], replicas_default: int = 1
+        self,
+        meta: MetaClient,
+        chunks: ChunkClient,
+        handles: Handles,
+        clock_ns: Callable[[], int],
+        limits: Limits,
+        replicas: int,
     ) -> None:
+        """`replicas` is for files that do not say how many copies they want."""
         self._meta, self._chunks, self._handles, self._clock_ns = meta, chunks, handles, clock_ns
-        self.placer = Placer(meta, chunks, replicas_default)
+        self.placer = Placer(meta, chunks, replicas)
         self.healer = Healer(meta, chunks, handles, self.placer)
-        self._writeback = Writeback(chunks, self.placer, self.healer)
-        self._fetcher, self._budget = Fetcher(meta, chunks, self.healer.found_bad), Budget()
+        self._budget = Budget(limits.budget_bytes)
+        self._writeback = Writeback(chunks, self.placer, self.healer, Budget(limits.window_bytes, self._budget))
+        self._fetcher = Fetcher(meta, chunks, self._budget, self.healer.found_bad)
         self._nursery: trio.Nursery
 
     def start(self, nursery: trio.Nursery) -> None:

@@ -15,6 +15,7 @@ from gridfs.chunk.layout import Piece, pieces
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget
 from gridfs.vfs.file import File
 
 log = logging.getLogger(__name__)
@@ -23,15 +24,26 @@ log = logging.getLogger(__name__)
 class Fetcher:
     """Reads ranges of files from chunk servers; holds no state."""
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient, found_bad: Callable[[ChunkId, str], None]) -> None:
+    def __init__(
+        self, meta: MetaClient, chunks: ChunkClient, budget: Budget, found_bad: Callable[[ChunkId, str], None]
+    ) -> None:
         """`found_bad` hears of a copy whose bytes are not what they were."""
-        self._meta, self._chunks, self.found_bad = meta, chunks, found_bad
+        self._meta, self._chunks, self._budget, self._found_bad = meta, chunks, budget, found_bad
 
     async def fetch(self, file: File, offset: int, length: int) -> bytearray:
         """The bytes [offset, offset + length), which must lie within the file; holes are zeros.
 
-        Bytes that are still on their way to a server are waited for. Raises EIO when a chunk's server is lost.
+        Waits for room in the budget, and for bytes that are still on their way to a server. Raises EIO when a chunk's server
+        is lost.
         """
+        await self._budget.take(length)
+        try:
+            return await self.fetch_ahead(file, offset, length)
+        finally:
+            self._budget.give(length)
+
+    async def fetch_ahead(self, file: File, offset: int, length: int) -> bytearray:
+        """As `fetch`, into memory that the caller has from the budget."""
         if file.in_flight:
             await file.settle(offset, offset + length)
         while True:
@@ -75,7 +87,7 @@ class Fetcher:
                 failure = FilesystemError(errno.EIO, str(error.strerror))
                 log.warning("chunk %d/%d cannot be read from %s: %s", *chunk_id, server, error.strerror)
                 if error.errno == errno.EBADMSG:
-                    self.found_bad(chunk_id, server)
+                    self._found_bad(chunk_id, server)
             else:
                 return
         raise failure

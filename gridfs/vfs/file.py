@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
@@ -19,10 +19,19 @@ class Reader(Protocol):
         """Bytes [start, end) have changed: copies of them are stale."""
 
 
+class InFlight(NamedTuple):
+    """Bytes [start, end) on their way; `data` is what the connection sends."""
+
+    start: int
+    end: int
+    data: memoryview
+
+
 class File:
     """The data state of one inode, shared by its handles; it exists while one of them does.
 
-    Owned by the trio thread of the filesystem. `in_flight` holds the byte ranges sent to chunk servers and not acknowledged.
+    Owned by the trio thread of the filesystem. `in_flight` holds what was sent to chunk servers and is not acknowledged, in
+    order.
     `size` is the end of what has been written, ahead of the table's size until the bytes are safe: the table never claims
     bytes that no chunk server has. `lock` serialises writes and truncations.
     """
@@ -33,7 +42,7 @@ class File:
         self.handles = 0
         self.readers: set[Reader] = set()
         self.lock = trio.Lock()
-        self.in_flight: dict[int, tuple[int, int]] = {}
+        self.in_flight: dict[int, InFlight] = {}
         self.chunk_lengths: dict[int, int] = {}
         """Length of each chunk, where this mount knows it: what a write costs in space follows from it."""
         self._size = 0
@@ -55,14 +64,14 @@ class File:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def begin_write(self, start: int, end: int, now_ns: int) -> int:
-        """Bytes [start, end) are on their way; returns a ticket for `end_write`."""
+    def begin_write(self, start: int, end: int, now_ns: int, data: memoryview) -> int:
+        """Bytes [start, end), which are `data`, are on their way; returns a ticket for `end_write`."""
         self._size = max(self._size, end)
         self.mtime_ns = now_ns
         for reader in self.readers:
             reader.forget(start, end)
         self._tickets += 1
-        self.in_flight[self._tickets] = (start, end)
+        self.in_flight[self._tickets] = InFlight(start, end, data)
         return self._tickets
 
     def end_write(self, ticket: int, error: int) -> None:
@@ -84,7 +93,15 @@ class File:
 
     def overlaps(self, start: int, end: int) -> bool:
         """True while bytes of [start, end) are in flight."""
-        return any(first < end and start < last for first, last in self.in_flight.values())
+        return any(first < end and start < last for first, last, _ in self.in_flight.values())
+
+    def held(self, start: int, end: int) -> memoryview | None:
+        """Bytes [start, end), if they lie within the newest of the writes in flight that touch them."""
+        for write in reversed(self.in_flight.values()):
+            if write.start < end and start < write.end:
+                within = write.start <= start and end <= write.end
+                return write.data[start - write.start : end - write.start] if within else None
+        return None
 
     async def settle(self, start: int = 0, end: int = 1 << 63) -> None:
         """Wait until no bytes of [start, end) are in flight; bounded by the connections' reply timeout."""
@@ -110,7 +127,7 @@ class File:
         counts as settled: its error has been kept for every handle, and its bytes read as EIO or as zeros.
         """
         known = self._meta.table.inode(self.ino).size
-        safe = min((start for start, end in self.in_flight.values() if end > known), default=self._size)
+        safe = min((start for start, end, _ in self.in_flight.values() if end > known), default=self._size)
         if safe > known or self.mtime_ns is not None:
             await self._tell(max(safe, known))
 

@@ -26,6 +26,7 @@ from gridfs.meta.table import Changes
 from gridfs.meta.xattrs import REPLICAS
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
+from gridfs.vfs.budget import LIMITS, Limits
 from gridfs.vfs.data import Data
 from gridfs.vfs.handles import Handles
 
@@ -86,13 +87,20 @@ class Filesystem:
     lives while it is counted there or has an open handle, and is reaped when both end.
     """
 
-    def __init__(self, meta: MetaClient, chunks: ChunkClient, clock_ns: Callable[[], int] = kernel_time_ns) -> None:
+    def __init__(
+        self,
+        meta: MetaClient,
+        chunks: ChunkClient,
+        clock_ns: Callable[[], int] = kernel_time_ns,
+        limits: Limits = LIMITS,
+        replicas: int = 1,
+    ) -> None:
         self._meta, self._chunks, self._clock_ns = meta, chunks, clock_ns
         self._handles = Handles(meta)
         self._lookups: dict[int, int] = defaultdict(int)
         self._changed: set[int] = set()
         """Inodes known to the kernel that others have changed since they were opened here last."""
-        self.data = Data(meta, chunks, self._handles, clock_ns)
+        self.data = Data(meta, chunks, self._handles, clock_ns, limits, replicas)
         self.kernel: Kernel = NoKernel()
         meta.watcher = self
 

@@ -11,18 +11,16 @@ import trio
 
 from gridfs.chunk.client import WRITE, ChunkClient, NodeLink
 from gridfs.chunk.layout import Piece, pieces
-from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import ConnectionLost, FilesystemError
 from gridfs.stream.connection import Reply
 from gridfs.types import ChunkId
+from gridfs.vfs.budget import Budget
 from gridfs.vfs.file import File
 from gridfs.vfs.healer import Healer
 from gridfs.vfs.placer import Placer
 
 log = logging.getLogger(__name__)
-
-WINDOW_BYTES = 64 * MIB
-"""Bytes written and not yet acknowledged, over all files: the memory they take, and the most a crash of the mount can cost."""
 
 
 @dataclass(slots=True)
@@ -43,7 +41,10 @@ class Sent:
 
 
 class Writeback:
-    """Sends what is written to the chunk servers and keeps the window.
+    """Sends what is written to the chunk servers.
+
+    `window` is the budget for bytes written and not yet acknowledged, over all files: the memory they take, and the most that
+    a crash of the mount can cost.
 
     A write returns once space has been granted for its bytes, they are in the window, and the request is with the kernel's
     socket or queued behind it. Writes of one file are serial (`File.lock`); those of one chunk go down one stream in order.
@@ -52,11 +53,9 @@ class Writeback:
     next: by one task for each file, in the order of the writes, and before any other write of the file (`File.broken`).
     """
 
-    def __init__(self, chunks: ChunkClient, placer: Placer, healer: Healer) -> None:
-        self._chunks, self._placer, self._healer = chunks, placer, healer
+    def __init__(self, chunks: ChunkClient, placer: Placer, healer: Healer, window: Budget) -> None:
+        self._chunks, self._placer, self._healer, self._window = chunks, placer, healer, window
         self._nursery: trio.Nursery
-        self._window_bytes = 0
-        self._room = trio.Event()
 
     def start(self, nursery: trio.Nursery) -> None:
         """Broken writes are set right in `nursery`; nothing can be written before."""
@@ -76,17 +75,17 @@ class Writeback:
                 if piece.start:
                     return piece.start
                 raise
-            await self._make_room(piece.length)
+            await self._window.take(piece.length)
             await file.whole()
-            ticket = file.begin_write(offset + piece.start, offset + piece.start + piece.length, now_ns)
-            self._send(file, piece, view[piece.start : piece.start + piece.length], links, ticket)
+            start, data_of_piece = offset + piece.start, view[piece.start : piece.start + piece.length]
+            ticket = file.begin_write(start, start + piece.length, now_ns, data_of_piece)
+            self._send(file, piece, data_of_piece, links, ticket)
         return len(data)
 
     def _send(self, file: File, piece: Piece, data: memoryview, links: list[NodeLink], ticket: int) -> None:
         end = piece.offset + piece.length
         charge_bytes = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
-        self._window_bytes += piece.length
         sent = Sent(file, piece, data, links, charge_bytes, ticket)
 
         def replied(reply: Reply) -> None:
@@ -100,19 +99,12 @@ class Writeback:
     def _end(self, sent: Sent, error: Exception | None) -> None:
         """The piece is safe, or lost."""
         file, piece = sent.file, sent.piece
-        self._window_bytes -= piece.length
-        self._room.set()
+        self._window.give(piece.length)
         if error is not None:
             start = piece.index * CHUNK_SIZE_BYTES + piece.offset
             log.error("inode %d: %d bytes at %d were lost: %s", file.ino, piece.length, start, error)
             file.chunk_lengths.pop(piece.index, None)
         file.end_write(sent.ticket, _errno_of(error))
-
-    async def _make_room(self, length: int) -> None:
-        """Wait until the window takes `length` more; bounded by the connections' reply timeout."""
-        while self._window_bytes and self._window_bytes + length > WINDOW_BYTES:
-            self._room = trio.Event()
-            await self._room.wait()
 
     # -- copies that fail --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from gridfs.meta.store import Store
 from gridfs.meta.thin import ThinClient
 from gridfs.stream.endpoint import Endpoint
 from gridfs.types import Address, ChunkId, Endpoints, NodeSample, PlacementMap, PlacementNode
+from gridfs.vfs.budget import LIMITS, Limits
 from gridfs.vfs.filesystem import Caller, Filesystem
 
 USER = Caller(1000, 1000)
@@ -110,14 +111,14 @@ class Cluster:
         self.meta.publish(PlacementMap(self._epoch, tuple(rows)).pack())
 
     @asynccontextmanager
-    async def mounted(self, mountpoint: str = "/mnt") -> AsyncIterator[Filesystem]:
+    async def mounted(self, mountpoint: str = "/mnt", limits: Limits = LIMITS) -> AsyncIterator[Filesystem]:
         """A filesystem attached to the cluster. Leaving the context is a crash: nothing is settled."""
         async with trio.open_nursery() as nursery:
             meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), mountpoint)
             await nursery.start(meta.run)
             chunks = ChunkClient(self.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
-            filesystem = Filesystem(meta, chunks, time.time_ns)
+            filesystem = Filesystem(meta, chunks, time.time_ns, limits)
             await nursery.start(filesystem.run)
             yield filesystem
             nursery.cancel_scope.cancel()
