@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from typing import NamedTuple
 
 import trio
 
@@ -20,6 +21,14 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 * MIB
 """Bytes written and not yet acknowledged, over all files: the memory they take, and the most a crash of the mount can cost."""
+
+
+class Space(NamedTuple):
+    """Where a piece is to be written, and how much of it: what has been taken of the node's grant is `charge_bytes`."""
+
+    link: NodeLink
+    length: int
+    charge_bytes: int
 
 
 class Writeback:
@@ -42,91 +51,116 @@ class Writeback:
         view = memoryview(data)
         for piece in pieces(offset, len(data)):
             try:
-                link = await self._find_space(file, piece)
+                space = await self._find_space(file, piece)
             except FilesystemError:
                 if piece.start:
                     return piece.start
                 raise
-            await self._make_room(piece.length)
-            start = offset + piece.start
-            self._send(link, file, piece, view[piece.start : piece.start + piece.length], start, now_ns)
+            await self._make_room(space.length)
+            fitting = piece._replace(length=space.length)
+            self._send(space, file, fitting, view[piece.start : piece.start + space.length], offset + piece.start, now_ns)
+            if fitting != piece:
+                return piece.start + space.length
         return len(data)
 
-    def _send(self, link: NodeLink, file: File, piece: Piece, data: memoryview, start: int, now_ns: int) -> None:
+    def _send(self, space: Space, file: File, piece: Piece, data: memoryview, start: int, now_ns: int) -> None:
         ticket = file.begin_write(start, start + piece.length, now_ns)
         end = piece.offset + piece.length
-        charge = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
         self._window_bytes += piece.length
 
         def settled(reply: Reply) -> None:
             self._window_bytes -= piece.length
-            self._room.set()
+            room, self._room = self._room, trio.Event()
+            room.set()
             if reply.error is not None:
                 log.error("inode %d: %d bytes at %d were lost: %s", file.ino, piece.length, start, reply.error)
                 file.chunk_lengths.pop(piece.index, None)
             file.end_write(ticket, _errno_of(reply.error))
 
-        self._chunks.write(link, ChunkId(file.ino, piece.index), piece.offset, data, charge, settled)
+        self._chunks.write(space.link, ChunkId(file.ino, piece.index), piece.offset, data, space.charge_bytes, settled)
 
     async def _make_room(self, length: int) -> None:
         """Wait until the window takes `length` more; bounded by the connections' reply timeout."""
         while self._window_bytes and self._window_bytes + length > WINDOW_BYTES:
-            self._room = trio.Event()
             await self._room.wait()
 
     # -- space -------------------------------------------------------------------------------------------------------
 
-    async def _find_space(self, file: File, piece: Piece) -> NodeLink:
-        """The node that takes the piece, with its space taken from the grant; a new chunk is placed. Raises ENOSPC, EIO."""
-        servers = self._meta.table.directory.servers(file.ino, piece.index)
-        if servers:
-            link = self._chunks.link(servers[0])
-            if await self._take(file, piece, link, servers[0]):
-                return link
-        else:
-            file.chunk_lengths[piece.index] = 0
-            for _ in (1, 2):
-                link_or_none = await self._place(file, piece)
-                if link_or_none:
-                    return link_or_none
-                if not await self._chunks.drops_settled():
-                    break
-            del file.chunk_lengths[piece.index]
-        raise FilesystemError(errno.ENOSPC, "no node has room")
+    async def _find_space(self, file: File, piece: Piece) -> Space:
+        """The node that takes the piece, or the part of it that still fits; a new chunk is placed. Raises ENOSPC, EIO."""
+        since_s = trio.current_time()
+        while True:
+            space = await self._look_for_space(file, piece)
+            if space:
+                return space
+            if not await self._chunks.more_space(since_s, removing=bool(self._meta.table.orphans)):
+                break
+        space = await self._look_for_space(file, piece, partly=True)
+        if space is None:
+            raise FilesystemError(errno.ENOSPC, "no node has room")
+        return space
 
-    async def _place(self, file: File, piece: Piece) -> NodeLink | None:
-        """Give a new chunk to a node with room for all of it, best first, or else to one with room for this piece.
+    async def _look_for_space(self, file: File, piece: Piece, *, partly: bool = False) -> Space | None:
+        """Space for the piece where its chunk is, or where a new one is placed; if `partly`, for its beginning at least."""
+        servers = self._meta.table.directory.servers(file.ino, piece.index)
+        if not servers:
+            return await self._place(file, piece, partly=partly)
+        chunk_id = ChunkId(file.ino, piece.index)
+        known = file.chunk_lengths.get(piece.index)
+        if known is None:
+            known = file.chunk_lengths[piece.index] = await self._chunks.length(servers[0], chunk_id)
+        return await _take(self._chunks.link(servers[0]), chunk_id, piece, known, partly=partly)
+
+    async def _place(self, file: File, piece: Piece, *, partly: bool) -> Space | None:
+        """Give a new chunk to a node with room for all of it, best first, or else to the one with the most room.
 
         A chunk cannot grow past its node's space, so one begun on a nearly full node would end the file early.
         """
-        placement = self._chunks.placement
-        end = piece.offset + piece.length
-        for room_bytes in (CHUNK_SIZE_BYTES, end):
-            for node in pick(placement, file.ino, piece.index, len(placement.nodes)):
+        placement, chunk_id = self._chunks.placement, ChunkId(file.ino, piece.index)
+        nodes = pick(placement, *chunk_id, len(placement.nodes))
+        for room_bytes in (CHUNK_SIZE_BYTES, 0):
+            for node in nodes if room_bytes else self._chunks.roomiest(nodes):
                 try:
                     link = self._chunks.link(node.server)
-                    if not await link.take(end, room_bytes):
-                        continue
+                    space = await _take(link, chunk_id, piece, 0, room_bytes, partly=partly and not room_bytes)
                 except FilesystemError as error:
                     log.warning("a new chunk goes elsewhere: %s", error)
                     continue
-                placed = await self._meta.execute(("place", file.ino, piece.index, (node.server,)))
-                if placed[0] == node.server:
-                    return link
-                link.balance_bytes += end  # another mount was faster; the chunk is where it put it
-                return await self._find_space(file, piece)
+                if space is not None:
+                    return await self._placed(file, piece, space)
         return None
 
-    async def _take(self, file: File, piece: Piece, link: NodeLink, server: str) -> bool:
-        """Take the space by which the piece makes its chunk longer, asking for the chunk's length only when it matters."""
-        end = piece.offset + piece.length
-        known = file.chunk_lengths.get(piece.index)
-        if known is None:
-            known = file.chunk_lengths[piece.index] = await self._chunks.length(server, ChunkId(file.ino, piece.index))
-        if await link.take(max(0, end - known)):
-            return True
-        return await self._chunks.drops_settled() and await link.take(max(0, end - known))
+    async def _placed(self, file: File, piece: Piece, space: Space) -> Space | None:
+        """Tell the table of a new chunk for which space has been taken; where it is, if another mount was faster."""
+        grants, here = space.link.grants, False
+        try:
+            servers = await self._meta.execute(("place", file.ino, piece.index, (space.link.node.server,)))
+            here = servers[0] == space.link.node.server
+        finally:
+            if not here and grants:
+                grants.put_back(space.charge_bytes)
+        if here:
+            file.chunk_lengths[piece.index] = 0
+            return space
+        file.chunk_lengths.pop(piece.index, None)
+        return await self._look_for_space(file, piece)
+
+
+async def _take(
+    link: NodeLink, chunk_id: ChunkId, piece: Piece, known_bytes: int, room_bytes: int = 0, *, partly: bool
+) -> Space | None:
+    """Take the space by which the piece makes its chunk longer than `known_bytes`; if `partly`, what there is of it."""
+    growth = max(0, piece.offset + piece.length - known_bytes)
+    if await link.take(growth, room_bytes, chunk_id):
+        return Space(link, piece.length, growth)
+    taken = await link.take_some(growth) if partly else 0
+    length = piece.length - (growth - taken)
+    if length > 0 and partly:
+        return Space(link, length, taken)
+    if taken and link.grants:
+        link.grants.put_back(taken)
+    return None
 
 
 def _errno_of(error: Exception | None) -> int:
