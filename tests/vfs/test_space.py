@@ -8,20 +8,26 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import trio
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
-from gridfs.config import KIB, MIB
+from gridfs.config import CHUNK_SIZE_BYTES, KIB, MIB
 from gridfs.errors import FilesystemError
+from gridfs.fsck import compare
 from gridfs.meta.inode import ROOT_INO
 from gridfs.vfs.filesystem import Filesystem
-from tests.vfs.cluster import USER, Cluster, running
+from tests.vfs.cluster import USER, Cluster, Node, running
 from tests.vfs.files import FILE, write_closed
 
 SHARE = 0.02
 """By this much of what statfs called free may what can be written differ from it."""
-CAPACITY_BYTES = 2 * 256 * MIB
+NODE_BYTES = 251 * MIB
+"""No multiple of a chunk's size: a node's last bytes take a chunk that cannot become full."""
+CAPACITY_BYTES = 2 * NODE_BYTES
 _PERIOD = 999_983
 _PATTERN = random.Random(1).randbytes(_PERIOD) * 3
 
@@ -86,7 +92,7 @@ async def reclaimed(cluster: Cluster) -> None:
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with running(tmp_path) as cluster:
+    async with running(tmp_path, capacity_bytes=NODE_BYTES) as cluster:
         yield cluster
 
 
@@ -161,3 +167,77 @@ async def test_a_write_that_fits_in_part_is_short(cluster: Cluster, mounts: list
     await mounts[0].data.flush(fh)
     await mounts[0].release(fh)
     await writer.check(mounts[1])
+
+
+# -- nothing leaks ---------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Two mounts that write, cut and remove the same files, and what their chunks must take by then."""
+
+    def __init__(self, cluster: Cluster, mounts: list[Filesystem]) -> None:
+        self.cluster, self.mounts = cluster, mounts
+        self.lengths: dict[str, dict[int, int]] = {}
+        """Name -> chunk index -> where the last byte that was written in it ends."""
+        self.inos: dict[str, int] = {}
+
+    async def write(self, mount: Filesystem, name: str, offset: int, length: int) -> None:
+        if name not in self.inos:
+            self.inos[name] = (await mount.make(USER, ROOT_INO, name.encode(), FILE)).ino
+        fh = await mount.open(self.inos[name], os.O_RDWR)
+        assert await mount.data.write(fh, offset, bytes(length)) == length
+        await mount.data.flush(fh)
+        await mount.release(fh)
+        lengths = self.lengths.setdefault(name, {})
+        for index in range(offset // CHUNK_SIZE_BYTES, (offset + length - 1) // CHUNK_SIZE_BYTES + 1):
+            end = min(offset + length - index * CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES)
+            lengths[index] = max(end, lengths.get(index, 0))
+
+    async def truncate(self, mount: Filesystem, name: str, size: int, _: int) -> None:
+        if name in self.inos:
+            await mount.change(self.inos[name], size=size)
+            cut = {i: min(end, size - i * CHUNK_SIZE_BYTES) for i, end in self.lengths[name].items()}
+            self.lengths[name] = {index: end for index, end in cut.items() if end > 0}
+
+    async def unlink(self, mount: Filesystem, name: str, *_: int) -> None:
+        if name in self.inos:
+            await mount.unlink(ROOT_INO, name.encode())
+            del self.inos[name], self.lengths[name]
+
+    def agrees(self, node: Node) -> bool:
+        links = [mount._chunks._links.get(node.name) for mount in self.mounts]
+        return node.service.granted_bytes == sum(link.grants.held_bytes for link in links if link and link.grants)
+
+    async def check(self) -> None:
+        """What the servers have in use and have granted is what the chunks take and the clients hold."""
+        wanted = sum(end for lengths in self.lengths.values() for end in lengths.values())
+        with trio.fail_after(3):
+            while self.cluster.used_bytes != wanted or not all(map(self.agrees, self.cluster.nodes)):
+                await trio.sleep(0.01)
+        assert compare.faults(self.cluster.look()) == []
+
+
+steps = st.tuples(
+    st.sampled_from(["write", "write", "truncate", "unlink"]),
+    st.integers(0, 1),
+    st.sampled_from("ab"),
+    st.integers(0, 3 * CHUNK_SIZE_BYTES),
+    st.sampled_from([1, 5000, MIB]),
+)
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking would wait for each that fails
+@given(st.lists(steps, max_size=15))
+def test_what_is_used_and_granted_is_what_chunks_take_and_clients_hold(
+    actions: list[tuple[str, int, str, int, int]],
+) -> None:
+    async def act() -> None:
+        with TemporaryDirectory() as directory:
+            async with running(Path(directory), capacity_bytes=NODE_BYTES) as cluster, AsyncExitStack() as stack:
+                mounts = [await stack.enter_async_context(cluster.mounted(f"/mnt{number}")) for number in (1, 2)]
+                files = Files(cluster, mounts)
+                for action, mount, name, offset, length in actions:
+                    await getattr(files, action)(mounts[mount], name, offset, length)
+                await files.check()
+
+    trio.run(act)
