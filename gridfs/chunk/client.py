@@ -12,15 +12,14 @@ from typing import Any
 import trio
 
 from gridfs.buffers import Buffer
-from gridfs.config import KIB, MIB
+from gridfs.chunk.grants import IDLE_S, Grants
+from gridfs.config import KIB
 from gridfs.errors import ConnectionLost, FilesystemError
 from gridfs.stream.connection import Connection, Reply
 from gridfs.types import ChunkId, PlacementMap, PlacementNode
 
 log = logging.getLogger(__name__)
 
-GRANT_BYTES = 64 * MIB
-"""Space is asked for in steps of this: some 40 ms of writing at full speed."""
 QUICK_MAX_BYTES = 128 * KIB
 """Reads up to this size have a connection of their own, so that no large transfer is in their way."""
 SPACE_TIMEOUT_S = 2.0
@@ -29,6 +28,11 @@ PATIENCE_S = 0.5
 STALLED_S = 5.0
 LOST_CHECK_S = 0.5
 DROPS_TIMEOUT_S = 5.0
+SPACE_COMES_S = 2.0
+"""How long a write that finds no space waits for what others hold or remove: what a client does not use is back in a second."""
+SPACE_COMES_ANYHOW_S = 0.3
+"""And how long if nothing is known of that: chunks that the inode table drops are not told to anybody."""
+SPACE_CHECK_S = 0.1
 
 WRITE, FETCH, QUICK = "write", "fetch", "quick"
 
@@ -36,8 +40,8 @@ WRITE, FETCH, QUICK = "write", "fetch", "quick"
 class NodeLink:
     """This client's connections to one chunk server, opened when first needed and again after they were lost.
 
-    Three streams: `write` carries all that changes chunks, in order; `fetch` large reads; `quick` small ones. `balance_bytes`
-    is what is left of the space granted on the write stream; it is gone when that stream is.
+    Three streams: `write` carries all that changes chunks, in order; `fetch` large reads; `quick` small ones. `grants` is the
+    space granted on the newest write stream.
     """
 
     def __init__(
@@ -46,8 +50,7 @@ class NodeLink:
         self.node, self._secret, self._identity, self._nursery = node, secret, identity, nursery
         self._connections: dict[str, Connection] = {}
         self._locks: dict[str, trio.Lock] = defaultdict(trio.Lock)
-        self._granting = trio.Lock()
-        self.balance_bytes = 0
+        self.grants: Grants | None = None
         self.copied_writes = 0
         """Writes under way that other servers are to have too."""
 
@@ -70,7 +73,7 @@ class NodeLink:
             except ConnectionLost as error:
                 raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {error}") from error
             if kind == WRITE:
-                self.balance_bytes = 0
+                self.grants = Grants(connection)
             await self._nursery.start(connection.run)
             self._connections[kind] = connection
             return connection
@@ -107,26 +110,34 @@ class NodeLink:
                     raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
         raise AssertionError
 
-    async def take(self, charge_bytes: int, room_bytes: int = 0) -> bool:
-        """Take space for a write from the balance, asking for another grant when it is short.
-
-        False, and nothing taken, when the node has not room for `charge_bytes`, or for `room_bytes` if that is more.
-        """
+    async def granted(self) -> Grants:
+        """The space granted on the write stream, which is opened if need be. Raises EIO when the server cannot be reached."""
         connection = await self.connection(WRITE)
-        needed_bytes = max(charge_bytes, room_bytes)
-        if self.balance_bytes < needed_bytes:
-            async with self._granting:
-                missing = needed_bytes - self.balance_bytes
-                if missing > 0:
-                    try:
-                        granted = await connection.call("grant", max(GRANT_BYTES, missing), missing)
-                    except ConnectionLost as lost:
-                        raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
-                    self.balance_bytes += granted
-        if connection.lost or self.balance_bytes < needed_bytes:
-            return False
-        self.balance_bytes -= charge_bytes
-        return True
+        assert self.grants is not None
+        assert self.grants.connection is connection
+        return self.grants
+
+    async def take(self, charge_bytes: int, room_bytes: int = 0, chunk_id: ChunkId | None = None) -> bool:
+        """As `Grants.take`. Raises EIO when the server cannot be reached."""
+        grants = await self.granted()
+        try:
+            return await grants.take(charge_bytes, room_bytes, chunk_id)
+        except ConnectionLost as lost:
+            raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
+
+    async def take_some(self, most_bytes: int) -> int:
+        """As `Grants.take_some`. Raises EIO when the server cannot be reached."""
+        grants = await self.granted()
+        try:
+            return await grants.take_some(most_bytes)
+        except ConnectionLost as lost:
+            raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
+
+    def give_back(self) -> None:
+        """Tell the server of space that is not used. Never waits."""
+        connection = self.ready(WRITE)
+        if connection and self.grants and (surplus_bytes := self.grants.surplus()):
+            connection.submit("give_back", surplus_bytes)
 
 
 class ChunkClient:
@@ -162,6 +173,7 @@ class ChunkClient:
             self._nursery = nursery
             nursery.start_soon(self._drop_in_background)
             nursery.start_soon(self._give_up_the_lost)
+            nursery.start_soon(self._give_back_in_background)
             task_status.started()
             await trio.sleep_forever()
 
@@ -349,7 +361,7 @@ class ChunkClient:
     # -- space -------------------------------------------------------------------------------------------------------
 
     async def space(self) -> tuple[int, int]:
-        """(capacity, free) in bytes over all nodes, asked of them just now; free counts what has been granted to us.
+        """(capacity, free) in bytes over all nodes, asked of them just now; free is what this client could write.
 
         A node that does not answer in time counts as the newest placement map says; one that takes no chunks has nothing free.
         """
@@ -359,9 +371,7 @@ class ChunkClient:
             capacity, free = node.capacity_bytes, node.free_bytes
             with trio.move_on_after(SPACE_TIMEOUT_S):
                 try:
-                    link = self.link(node.server)
-                    capacity, _, free = (await link.call(WRITE, "space")).result
-                    free += link.balance_bytes
+                    capacity, _, free = (await self.link(node.server).call(WRITE, "space")).result
                 except FilesystemError as error:
                     log.debug("space of %s taken from the map: %s", node.host, error)
             total[0] += capacity
@@ -372,3 +382,35 @@ class ChunkClient:
                 if node.alive:
                     nursery.start_soon(add, node)
         return total[0], total[1]
+
+    def roomiest(self, nodes: list[PlacementNode]) -> list[PlacementNode]:
+        """The nodes, the one first that had the most space for us when it was asked last."""
+        grants = {server: link.grants for server, link in self._links.items()}
+
+        def room_bytes(node: PlacementNode) -> int:
+            found = grants.get(node.server)
+            return found.held_bytes + found.free_bytes if found else node.free_bytes
+
+        return sorted(nodes, key=room_bytes, reverse=True)
+
+    async def more_space(self, since_s: float, *, removing: bool) -> bool:
+        """For a write that found none, at `since_s` first: wait until there may be more. False if none is to be hoped for.
+
+        Space comes from drops under way, from files that are being removed (`removing`), and from other clients, which give
+        back what they do not use.
+        """
+        waited_s = trio.current_time() - since_s
+        if waited_s < DROPS_TIMEOUT_S and await self.drops_settled():
+            return True
+        asked = [link.grants for link in self._links.values() if link.grants and link.grants.asked_s >= since_s]
+        hopeful = removing or any(grants.elsewhere_bytes for grants in asked)
+        if waited_s >= (SPACE_COMES_S if hopeful else SPACE_COMES_ANYHOW_S):
+            return False
+        await trio.sleep(SPACE_CHECK_S)
+        return True
+
+    async def _give_back_in_background(self) -> None:
+        while True:
+            await trio.sleep(IDLE_S)
+            for link in self._links.values():
+                link.give_back()

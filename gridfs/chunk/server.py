@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -40,6 +41,9 @@ TICK_S = 0.25
 SAMPLE_INTERVAL_S = 1.0
 RESERVE_SHARE = 0.05
 """This share of the node's memory is never lent: grants stop when its owner would have less."""
+GRANT_SHARE = 8
+"""A grant is at most this part of what is free, unless more is needed at once: the last bytes go to those who write."""
+GRANT_MIN_BYTES = MIB
 PAGE_ROWS = 20_000
 SEALS_WAITING_MAX = 64
 """Full chunks waiting to be sealed at once; others are found when they have been quiet, or when the pool is short."""
@@ -49,7 +53,8 @@ class ChunkService:
     """What a chunk server does with connections; lives in one trio thread.
 
     Space: `capacity_bytes` bounds the bytes of all chunks and of all grants. A client asks for a grant, and says with each
-    write how much of it that may consume; what the chunk did not grow by is free. A grant ends with its connection.
+    write how much of it that may consume; what the chunk did not grow by is free. It gives back what it does not use, and a
+    grant ends with its connection.
     """
 
     def __init__(
@@ -58,6 +63,10 @@ class ChunkService:
         self.capacity_bytes = capacity_bytes
         self._take_sample = sample
         self.sample = sample()
+        self._sampled_used_bytes = 0
+        """`chunks.used_bytes` when the sample was taken."""
+        self._growing_bytes = 0
+        """What chunks are growing by just now beyond what was granted for it."""
         self._pool = BufferPool(OPEN_MAX_BYTES, OPEN_KEEP_BYTES)
         self.chunks = Chunks(objects, self._pool)
         self._forwarder = Forwarder(secret)
@@ -71,6 +80,7 @@ class ChunkService:
         self._full_in, self._full_out = trio.open_memory_channel[ChunkId](SEALS_WAITING_MAX)
         self.methods: Methods = {
             "grant": self.grant,
+            "give_back": self.give_back,
             "write": self.write,
             "put": self.put,
             "copy": self.copy,
@@ -134,22 +144,38 @@ class ChunkService:
 
     @property
     def free_bytes(self) -> int:
-        """What could be granted now: within the capacity, and within what the node really has to spare."""
-        within_capacity = self.capacity_bytes - self.chunks.used_bytes - self.granted_bytes
+        """What could be granted now: within the capacity, and within what the node really has to spare.
+
+        What was written since the sample was taken is in memory that the sample calls available.
+        """
+        promised = self.granted_bytes + self._growing_bytes
+        within_capacity = self.capacity_bytes - self.chunks.used_bytes - promised
         reserve = int(self.sample.total_bytes * RESERVE_SHARE)
-        spare = self.sample.available_bytes + self.chunks.retained_bytes - reserve - self.granted_bytes
+        unsampled = max(0, self.chunks.used_bytes - self._sampled_used_bytes)
+        spare = self.sample.available_bytes + self.chunks.retained_bytes - reserve - unsampled - promised
         return max(0, min(within_capacity, spare))
 
-    async def grant(self, peer: Peer, want_bytes: int, need_bytes: int) -> Answer:
-        """Promise the client up to `want_bytes`, or nothing at all if `need_bytes` are not free; the result says how much."""
+    async def grant(self, peer: Peer, want_bytes: int, need_bytes: int, least_bytes: int) -> Answer:
+        """Promise the client what it needs, or as much as is free of it, and up to `want_bytes` when there is plenty.
+
+        Nothing if less than `least_bytes` are free. The result is [granted, free, granted to others] in bytes.
+        """
         free = self.free_bytes
-        granted = min(want_bytes, free) if free >= need_bytes else 0
+        granted = 0
+        if free >= least_bytes:
+            granted = min(free, max(need_bytes, min(want_bytes, max(free // GRANT_SHARE, GRANT_MIN_BYTES))))
+        elsewhere = self.granted_bytes - self._grants[peer]
         self._grants[peer] += granted
-        return Answer(granted)
+        return Answer((granted, free - granted, elsewhere))
+
+    async def give_back(self, peer: Peer, unused_bytes: int) -> Answer:
+        """The client does not use so much of its grant."""
+        self._grants[peer] -= min(unused_bytes, self._grants[peer])
+        return Answer()
 
     async def space(self, peer: Peer) -> Answer:
-        """[capacity, used, free] in bytes, as of now."""
-        return Answer((self.capacity_bytes, self.chunks.used_bytes, self.free_bytes))
+        """[capacity, used, what the client could write] in bytes, as of now."""
+        return Answer((self.capacity_bytes, self.chunks.used_bytes, self.free_bytes + self._grants[peer]))
 
     async def length(self, peer: Peer, ino: int, index: int) -> Answer:
         """The chunk's length, 0 if it has never been written."""
@@ -163,12 +189,23 @@ class ChunkService:
         own = (other for other in self._grants if other.identity.get("client") == author.client)
         return peer if peer.identity.get("role") != "server" else next(own, peer)
 
-    def _charge(self, peer: Peer, chunk_id: ChunkId, end: int, charge_bytes: int) -> None:
-        """Settle the grant of a write up to `end`. Raises ENOSPC if the chunk grows by more than granted and is free."""
+    @contextmanager
+    def _charged(self, peer: Peer, chunk_id: ChunkId, end: int, charge_bytes: int) -> Iterator[None]:
+        """Let a chunk grow to `end` within the context, and settle the grant after it.
+
+        Raises ENOSPC if the chunk grows by more than was granted and is free.
+        """
         charge_bytes = min(charge_bytes, self._grants[peer])
-        if self.chunks.growth(chunk_id, end) > charge_bytes + self.free_bytes:
+        beyond_bytes = max(0, self.chunks.growth(chunk_id, end) - charge_bytes)
+        if beyond_bytes > self.free_bytes:
             raise FilesystemError(errno.ENOSPC, "the write was larger than its grant")
-        self._grants[peer] -= charge_bytes
+        self._growing_bytes += beyond_bytes
+        try:
+            yield
+        finally:
+            self._growing_bytes -= beyond_bytes
+            if peer in self._grants:
+                self._grants[peer] -= min(charge_bytes, self._grants[peer])
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +228,6 @@ class ChunkService:
         if not 0 <= offset <= offset + length <= CHUNK_SIZE_BYTES:
             raise FilesystemError(errno.EINVAL, "the bytes do not lie within a chunk")
         who = Author(*author) if author else Author(peer.identity.get("client", ""), peer.identity.get("epoch", 0))
-        self._charge(self._admit(peer, who), chunk_id, offset + length, charge_bytes)
 
         async def receive(view: memoryview) -> None:
             nonlocal answer
@@ -199,7 +235,8 @@ class ChunkService:
             if others := self._copies.of(chunk_id, copies):
                 answer = await self._copies.send_on(chunk_id, others, offset, charge_bytes, who, view)
 
-        await self.chunks.write(chunk_id, offset, length, receive)
+        with self._charged(self._admit(peer, who), chunk_id, offset + length, charge_bytes):
+            await self.chunks.write(chunk_id, offset, length, receive)
         self._seal_if_full(chunk_id, offset + length)
         return answer
 
@@ -214,8 +251,8 @@ class ChunkService:
         """The payload becomes the chunk, whatever has been here of it: a copy that another server makes."""
         chunk_id, length = ChunkId(ino, index), peer.payload_bytes
         self.chunks.drop(chunk_id)
-        self._charge(self._admit(peer, Author(*author)), chunk_id, length, length)
-        await self.chunks.write(chunk_id, 0, length, peer.receive_payload)
+        with self._charged(self._admit(peer, Author(*author)), chunk_id, length, length):
+            await self.chunks.write(chunk_id, 0, length, peer.receive_payload)
         return Answer()
 
     async def copy(self, peer: Peer, ino: int, index: int, host: str, port: int) -> Answer:
@@ -293,7 +330,7 @@ class ChunkService:
     async def _keep_sampling(self) -> None:
         while True:
             await trio.sleep(SAMPLE_INTERVAL_S)
-            self.sample = self._take_sample()
+            self.sample, self._sampled_used_bytes = self._take_sample(), self.chunks.used_bytes
 
     async def _seal_full(self) -> None:
         async for chunk_id in self._full_out:

@@ -19,19 +19,19 @@ from gridfs.vfs.budget import Budget
 from gridfs.vfs.file import File
 from gridfs.vfs.healer import Healer
 from gridfs.vfs.placer import Placer
+from gridfs.vfs.space import Space
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Sent:
-    """One piece on its way to the servers of `links`."""
+    """One piece on its way to the servers of `space`."""
 
     file: File
     piece: Piece
     data: memoryview
-    links: list[NodeLink]
-    charge_bytes: int
+    space: Space
     ticket: int
 
     @property
@@ -70,23 +70,24 @@ class Writeback:
         for piece in pieces(offset, len(data)):
             try:
                 await file.whole()
-                links = await self._placer.find(file, piece)
+                space = await self._placer.find(file, piece)
             except FilesystemError:
                 if piece.start:
                     return piece.start
                 raise
-            await self._window.take(piece.length)
+            await self._window.take(space.length)
             await file.whole()
-            start, data_of_piece = offset + piece.start, view[piece.start : piece.start + piece.length]
-            ticket = file.begin_write(start, start + piece.length, now_ns, data_of_piece)
-            self._send(file, piece, data_of_piece, links, ticket)
+            start, data_of_piece = offset + piece.start, view[piece.start : piece.start + space.length]
+            ticket = file.begin_write(start, start + space.length, now_ns, data_of_piece)
+            self._send(Sent(file, piece._replace(length=space.length), data_of_piece, space, ticket))
+            if space.length < piece.length:
+                return piece.start + space.length
         return len(data)
 
-    def _send(self, file: File, piece: Piece, data: memoryview, links: list[NodeLink], ticket: int) -> None:
+    def _send(self, sent: Sent) -> None:
+        file, piece, links = sent.file, sent.piece, sent.space.links
         end = piece.offset + piece.length
-        charge_bytes = max(0, end - file.chunk_lengths.get(piece.index, piece.offset))
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
-        sent = Sent(file, piece, data, links, charge_bytes, ticket)
 
         def replied(reply: Reply) -> None:
             if len(links) > 1 and (reply.result or isinstance(reply.error, ConnectionLost)):
@@ -94,7 +95,7 @@ class Writeback:
             else:
                 self._end(sent, reply.error)
 
-        self._chunks.write(links, sent.chunk_id, piece.offset, data, charge_bytes, replied)
+        self._chunks.write(links, sent.chunk_id, piece.offset, sent.data, sent.space.charge_bytes, replied)
 
     def _end(self, sent: Sent, error: Exception | None) -> None:
         """The piece is safe, or lost."""
@@ -129,7 +130,7 @@ class Writeback:
 
     async def _write_elsewhere(self, sent: Sent, reply: Reply) -> None:
         """Withdraw the copies that failed, and if the first of them did, send the bytes to the others. Raises EIO."""
-        links = sent.links
+        links = sent.space.links
         while failed := _failed(links, reply):
             hosts = ", ".join(link.node.host for link in failed)
             log.warning("chunk %d/%d is not on %s any more: %s", *sent.chunk_id, hosts, reply.error or reply.result[0][2])
@@ -148,7 +149,7 @@ class Writeback:
                 raise FilesystemError(errno.EIO, "every server that held the chunk is lost")
             with suppress(FilesystemError):  # then the write fails too, and the next one is tried
                 await links[0].connection(WRITE)
-            self._chunks.write(links, sent.chunk_id, sent.piece.offset, sent.data, sent.charge_bytes, replied)
+            self._chunks.write(links, sent.chunk_id, sent.piece.offset, sent.data, sent.space.charge_bytes, replied)
             await done.wait()
             reply = replies[0]
 

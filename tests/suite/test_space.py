@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from tests.suite.syscalls import eventually, fails, opened, write
 MIB = 1 << 20
 SAMPLE_BYTES = 192 * MIB
 SLACK_BYTES = 32 * MIB
+SHARE = 0.02
+"""By this much of what statfs called free may what can be written differ from it."""
 MOST_TO_FILL_BYTES = 8 << 30
 
 
@@ -46,7 +51,7 @@ def stamped(block: bytearray, number: int) -> bytearray:
 
 
 def fill(path: Path, block: bytearray) -> int:
-    """Write blocks until the filesystem is full. Returns the bytes that write(2) accepted."""
+    """Write blocks until the filesystem is full, and close. Returns the bytes that write(2) accepted."""
     accepted = 0
     with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
         try:
@@ -58,13 +63,8 @@ def fill(path: Path, block: bytearray) -> int:
     return accepted
 
 
-def test_a_full_filesystem_says_enospc_from_write_and_keeps_what_it_took(root: Path) -> None:
-    """ENOSPC comes from write(2), not from close; the file is whole up to there; unlink gives the space back."""
-    if (free := free_bytes(root)) > MOST_TO_FILL_BYTES:
-        pytest.skip(f"{free >> 30} GiB are free here: too much to fill")
-    block, path = bytearray(random.Random(10).randbytes(MIB)), root / "file"
-    accepted = fill(path, block)
-    assert accepted > free * 0.8
+def check_filled(path: Path, block: bytearray, accepted: int) -> None:
+    """The file is what `fill` wrote."""
     assert path.stat().st_size == accepted
     with opened(path, os.O_RDONLY) as fd:
         buffer = bytearray(MIB)
@@ -72,6 +72,30 @@ def test_a_full_filesystem_says_enospc_from_write_and_keeps_what_it_took(root: P
             count = os.preadv(fd, [buffer], number * MIB)
             assert count == min(MIB, accepted - number * MIB)
             assert buffer[:count] == stamped(block, number)[:count], f"block {number}"
+
+
+def free_to_fill(path: Path) -> int:
+    """What is free, once it is no more in flux; the test is skipped if that is too much to fill."""
+    eventually(lambda: settled(path), "the free space rests")
+    if (free := free_bytes(path)) > MOST_TO_FILL_BYTES:
+        pytest.skip(f"{free >> 30} GiB are free here: too much to fill")
+    return free
+
+
+def settled(path: Path) -> bool:
+    """True when removed files of the tests before have given their space back."""
+    before = free_bytes(path)
+    time.sleep(1)
+    return free_bytes(path) == before
+
+
+def test_a_full_filesystem_says_enospc_from_write_and_keeps_what_it_took(root: Path) -> None:
+    """ENOSPC comes from write(2), not from close; the file is whole up to there; unlink gives the space back."""
+    free = free_to_fill(root)
+    block, path = bytearray(random.Random(10).randbytes(MIB)), root / "file"
+    accepted = fill(path, block)
+    assert accepted == pytest.approx(free, rel=SHARE)
+    check_filled(path, block, accepted)
     with fails(errno.ENOSPC), opened(root / "another", os.O_CREAT | os.O_WRONLY) as fd:
         for _ in range(SLACK_BYTES // MIB):
             os.write(fd, block)
@@ -79,3 +103,32 @@ def test_a_full_filesystem_says_enospc_from_write_and_keeps_what_it_took(root: P
     path.unlink()
     eventually(lambda: free_bytes(root) > free * 0.9, "the space is back")
     assert write(root / "after", b"x" * SLACK_BYTES).stat().st_size == SLACK_BYTES
+
+
+def test_four_writers_fill_what_df_calls_free_and_every_file_is_what_was_accepted(root: Path) -> None:
+    """And no close fails."""
+    free = free_to_fill(root)
+    blocks = [bytearray(random.Random(number).randbytes(MIB)) for number in range(4)]
+    paths = [root / f"file{number}" for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        accepted = list(pool.map(fill, paths, blocks))
+    assert sum(accepted) == pytest.approx(free, rel=SHARE)
+    for path, block, count in zip(paths, blocks, accepted, strict=True):
+        check_filled(path, block, count)
+
+
+def test_posix_fallocate_takes_space_and_fallocate_may_be_unsupported(root: Path) -> None:
+    """glibc writes a byte into each block when fallocate(2) is not there, so the space is had when it returns."""
+    before = free_bytes(root)
+    with opened(root / "file", os.O_CREAT | os.O_RDWR) as fd:
+        os.posix_fallocate(fd, 0, SLACK_BYTES)
+        eventually(lambda: before - free_bytes(root) >= SLACK_BYTES, "the space is taken")
+        if fallocate(fd, SLACK_BYTES):
+            assert ctypes.get_errno() == errno.EOPNOTSUPP
+
+
+def fallocate(fd: int, length: int) -> int:
+    """fallocate(2), which os has not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return int(libc.fallocate(fd, 0, 0, length))

@@ -38,7 +38,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {
         "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "attachment", "thin")),
-        "chunk": ("gridfs.chunk.client",),
+        "chunk": ("gridfs.chunk.client", "gridfs.chunk.grants"),
         "cluster": ("gridfs.cluster.*",),
     },
     {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",)},
@@ -70,7 +70,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
-        *("gridfs.chunk.chunks", "gridfs.chunk.forwarder", "gridfs.chunk.server", "gridfs.chunk.client"),
+        *("gridfs.chunk.chunks", "gridfs.chunk.forwarder", "gridfs.chunk.server", "gridfs.chunk.client", "gridfs.chunk.grants"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
