@@ -31,7 +31,9 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
                 *(".lease", ".session", ".holders", ".engine", ".members", ".loading", ".service", ".server"),
             )
         ),
-        "chunk": tuple(f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".chunks", ".server")),
+        "chunk": tuple(
+            f"gridfs.chunk{name}" for name in ("", ".layout", ".pool", ".objects", ".packs", ".chunk", ".chunks", ".server")
+        ),
     },
     {
         "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "attachment", "thin")),
@@ -67,7 +69,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
-        *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
+        *("gridfs.chunk.chunk", "gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
