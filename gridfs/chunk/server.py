@@ -21,6 +21,7 @@ import trio
 
 from gridfs import logs, node
 from gridfs.buffers import keep_freed_memory
+from gridfs.chunk.chunk import bad
 from gridfs.chunk.chunks import Chunks
 from gridfs.chunk.copies import Author, Copies
 from gridfs.chunk.forwarder import Forwarder
@@ -39,6 +40,7 @@ OPEN_MAX_BYTES = 256 * MIB
 OPEN_KEEP_BYTES = 128 * MIB
 TICK_S = 0.25
 SAMPLE_INTERVAL_S = 1.0
+REPACK_INTERVAL_S = 1.0
 RESERVE_SHARE = 0.05
 """This share of the node's memory is never lent: grants stop when its owner would have less."""
 GRANT_SHARE = 8
@@ -90,6 +92,7 @@ class ChunkService:
             "drop": self.drop,
             "trim": self.trim,
             "seal": self.seal,
+            "verify": self.verify,
             "inventory": self.inventory,
             "length": self.length,
             "space": self.space,
@@ -149,10 +152,10 @@ class ChunkService:
         What was written since the sample was taken is in memory that the sample calls available.
         """
         promised = self.granted_bytes + self._growing_bytes
-        within_capacity = self.capacity_bytes - self.chunks.used_bytes - promised
+        within_capacity = self.capacity_bytes - self.chunks.used_bytes - self.chunks.packs.wasted_bytes - promised
         reserve = int(self.sample.total_bytes * RESERVE_SHARE)
         unsampled = max(0, self.chunks.used_bytes - self._sampled_used_bytes)
-        spare = self.sample.available_bytes + self.chunks.retained_bytes - reserve - unsampled - promised
+        spare = self.sample.available_bytes + self.chunks.packs.retained_bytes - reserve - unsampled - promised
         return max(0, min(within_capacity, spare))
 
     async def grant(self, peer: Peer, want_bytes: int, need_bytes: int, least_bytes: int) -> Answer:
@@ -267,8 +270,11 @@ class ChunkService:
         return Answer()
 
     async def read(self, peer: Peer, ino: int, index: int, offset: int, length: int) -> Answer:
-        """The chunk's bytes from `offset` on, at most `length`; fewer where it ends, as zeros follow there."""
-        view, sent = self.chunks.read(ChunkId(ino, index), offset, length)
+        """The chunk's bytes from `offset` on, at most `length`; fewer where it ends, as zeros follow there.
+
+        Raises EBADMSG if the chunk is found to be bad.
+        """
+        view, sent = await self.chunks.verified_read(ChunkId(ino, index), offset, length)
         return Answer(None, (view,), sent)
 
     async def truncate(self, peer: Peer, ino: int, index: int, length: int) -> Answer:
@@ -302,7 +308,12 @@ class ChunkService:
 
     async def seal(self, peer: Peer, chunk_ids: list[tuple[int, int]]) -> Answer:
         """Seal chunks now; the result says for each whether it is sealed."""
-        return Answer([await self.chunks.seal(ChunkId(*chunk_id)) for chunk_id in chunk_ids])
+        await self.chunks.seal_together([ChunkId(*chunk_id) for chunk_id in chunk_ids])
+        return Answer([self.chunks.is_sealed(ChunkId(*chunk_id)) for chunk_id in chunk_ids])
+
+    async def verify(self, peer: Peer, chunk_ids: list[tuple[int, int]]) -> Answer:
+        """Compare sealed chunks with their checksums; the result says for each "good", "bad", "open" or "missing"."""
+        return Answer([await self.chunks.verify(ChunkId(*chunk_id)) for chunk_id in chunk_ids])
 
     async def inventory(self, peer: Peer) -> Answer:
         """The next page of [ino, index, length] of all chunks there were at the first call; empty after the last."""
@@ -317,15 +328,15 @@ class ChunkService:
     # -- background --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Seal what is full and what is quiet, and keep the sample fresh, until cancelled."""
+        """Seal what is full and what is quiet, repack, and keep the sample fresh, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forwarder.run)
             nursery.start_soon(self._seal_full)
+            nursery.start_soon(self._keep_repacking)
             nursery.start_soon(self._keep_sampling)
             while True:
                 await trio.sleep(TICK_S)
-                for chunk_id in self.chunks.quiet():
-                    await self._try_to_seal(chunk_id)
+                await self._try_to_seal(self.chunks.quiet())
 
     async def _keep_sampling(self) -> None:
         while True:
@@ -334,24 +345,37 @@ class ChunkService:
 
     async def _seal_full(self) -> None:
         async for chunk_id in self._full_out:
-            await self._try_to_seal(chunk_id)
+            await self._try_to_seal([chunk_id])
 
-    async def _try_to_seal(self, chunk_id: ChunkId) -> None:
+    async def _keep_repacking(self) -> None:
+        while True:
+            await trio.sleep(REPACK_INTERVAL_S)
+            try:
+                await self.chunks.repack()
+            except Exception:
+                log.exception("chunks could not be packed anew")
+
+    async def _try_to_seal(self, chunk_ids: list[ChunkId]) -> None:
         """A chunk that cannot be sealed stays open, and is tried again when it has been quiet once more."""
         try:
-            await self.chunks.seal(chunk_id)
+            await self.chunks.seal_together(chunk_ids)
         except Exception:
-            log.exception("chunk %d/%d could not be sealed", *chunk_id)
+            log.exception("%d chunks could not be sealed", len(chunk_ids))
 
     def open_bytes(self) -> int:
         """Memory lent to open chunks."""
         return self._pool.lent_bytes
 
     async def ref(self, chunk_id: ChunkId) -> Any:
-        """Seal the chunk and give its object's ref. Raises ENOENT, and EBUSY while it is being written."""
-        if self.chunks.find(chunk_id) is None:
+        """Seal the chunk in an object of its own and give that one's ref.
+
+        Raises ENOENT, EBUSY while it is being written, and EBADMSG if it is bad.
+        """
+        if (found := self.chunks.find(chunk_id)) is None:
             raise FilesystemError(errno.ENOENT, f"chunk {chunk_id} is not here")
-        if not await self.chunks.seal(chunk_id):
+        if not await self.chunks.seal_alone(chunk_id):
+            if found.bad:
+                raise bad(chunk_id)
             raise FilesystemError(errno.EBUSY, f"chunk {chunk_id} is being written")
         chunk = self.chunks.find(chunk_id)
         return chunk.ref if chunk else None

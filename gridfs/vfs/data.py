@@ -52,7 +52,7 @@ class Data:
     def start(self, nursery: trio.Nursery) -> None:
         """Fetches ahead, and what becomes of copies, run in `nursery`; nothing can be opened before."""
         self._nursery = nursery
-        self._writeback.start(nursery)
+        nursery.start_soon(self._writeback.run)
         nursery.start_soon(self.healer.run)
 
     # -- handles -----------------------------------------------------------------------------------------------------

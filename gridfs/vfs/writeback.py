@@ -55,11 +55,18 @@ class Writeback:
 
     def __init__(self, chunks: ChunkClient, placer: Placer, healer: Healer, window: Budget) -> None:
         self._chunks, self._placer, self._healer, self._window = chunks, placer, healer, window
-        self._nursery: trio.Nursery
+        self._broken: list[File] = []
+        """Files that have got broken writes, and nobody yet to set them right; bounded by the open files."""
+        self._more_broken = trio.Event()
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Broken writes are set right in `nursery`; nothing can be written before."""
-        self._nursery = nursery
+    async def run(self) -> None:
+        """Set broken writes right until cancelled: a task for each file that has some."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._more_broken.wait()
+                self._more_broken, files, self._broken = trio.Event(), self._broken, []
+                for file in files:
+                    nursery.start_soon(self._set_right, file)
 
     async def write(self, file: File, offset: int, data: bytes, now_ns: int) -> int:
         """Write `data` at `offset`; returns how many bytes were taken, fewer than asked only when space ran out.
@@ -110,10 +117,10 @@ class Writeback:
     # -- copies that fail --------------------------------------------------------------------------------------------
 
     def _set_right_soon(self, sent: Sent, reply: Reply) -> None:
-        broken = sent.file.broken
-        broken.append((sent, reply))
-        if len(broken) == 1:
-            self._nursery.start_soon(self._set_right, sent.file)
+        sent.file.broken.append((sent, reply))
+        if len(sent.file.broken) == 1:
+            self._broken.append(sent.file)
+            self._more_broken.set()
 
     async def _set_right(self, file: File) -> None:
         """Set the file's broken writes right, one after the other, until none is left."""

@@ -90,7 +90,7 @@ async def test_random_operations_match_bytearrays(server: Server) -> None:
     for _ in range(600):
         chunk_id, at, size = dice.choice([ONE, TWO, THREE]), dice.randrange(300_000), dice.choice((1, 5000, 100_000))
         model = models[chunk_id]
-        action = dice.choice(["write", "write", "write", "seal", "truncate", "drop"])
+        action = dice.choice(["write", "write", "write", "seal", "all", "alone", "repack", "truncate", "drop"])
         if action == "write":
             content = dice.randbytes(size)
             model.extend(bytes(max(0, at + size - len(model))))
@@ -98,6 +98,12 @@ async def test_random_operations_match_bytearrays(server: Server) -> None:
             assert await server.write(chunk_id, at, content) == len(model)
         elif action == "seal":
             assert await server.chunks.seal(chunk_id) or not model
+        elif action == "all":
+            await server.chunks.seal_together([ONE, TWO, THREE])
+        elif action == "alone":
+            assert await server.chunks.seal_alone(chunk_id) or not model
+        elif action == "repack":
+            await server.chunks.repack()
         elif action == "truncate":
             await server.chunks.truncate(chunk_id, at)
             del model[at:]
@@ -106,6 +112,7 @@ async def test_random_operations_match_bytearrays(server: Server) -> None:
             model.clear()
         assert server.chunks.check() == []
         assert server.read(chunk_id) == model
+        assert await server.chunks.verify(chunk_id) != "bad"
 
 
 # -- sealing ---------------------------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ async def test_a_chunk_is_quiet_a_second_after_its_last_write(server: Server) ->
     assert server.chunks.quiet() == [ONE, THREE]
 
 
-@pytest.mark.expected_log("chunk 5/0 stays open: as asked")
+@pytest.mark.expected_log("chunk 5/0 and 0 others stay as they are: as asked")
 async def test_without_room_in_the_object_store_a_chunk_stays_open_and_is_tried_again_later(server: Server) -> None:
     await server.write(ONE, 0, b"hello")
     server.now_s += QUIET_S
@@ -196,11 +203,11 @@ async def test_without_room_in_the_object_store_a_chunk_stays_open_and_is_tried_
 async def test_memory_of_dropped_objects_is_told_as_retained(server: Server) -> None:
     await server.sealed(ONE, bytes(1000))
     await server.sealed(TWO, bytes(500))
-    assert server.chunks.retained_bytes == 0
+    assert server.chunks.packs.retained_bytes == 0
     server.chunks.drop(ONE)
-    assert server.chunks.retained_bytes == 1000
+    assert server.chunks.packs.retained_bytes == 1000
     await server.sealed(THREE, bytes(700))
-    assert server.chunks.retained_bytes == 300
+    assert server.chunks.packs.retained_bytes == 300
 
 
 # -- dropping --------------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ async def test_check_tells_what_is_wrong() -> None:
     server.chunks._open.clear()
     two = server.chunks.find(TWO)
     assert two is not None
-    two.view = None
+    two.pack = None
     faults = "\n".join(server.chunks.check())
-    for words in ("used_bytes is 11", f"{TWO} must have a buffer or a view", f"{ONE} is not rightly listed as open"):
+    for words in ("used_bytes is 11", f"{TWO} must have a buffer or a pack", f"{ONE} is not rightly listed as open"):
         assert words in faults

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import random
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -12,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gridfs.chunk.chunks import POOL_WAIT_S
 from gridfs.config import KIB, MIB
 from gridfs.errors import FilesystemError
+from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, THREE, TWO, Server, Slow
 
 
@@ -36,20 +40,90 @@ async def test_a_chunk_written_while_it_is_sealed_stays_open_with_the_new_bytes(
     assert server.read(ONE) == b"Jello"
 
 
-async def test_a_seal_that_a_write_overtakes_is_void(server: Server) -> None:
-    await server.write(ONE, 0, b"hello")
-    results = []
+@pytest.mark.parametrize("change", ["write", "grow", "cut", "empty", "drop", "anew"])
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_change_overtakes_the_pack_that_is_being_made(server: Server, change: str, sealed: bool) -> None:
+    """Open chunks that are sealed, and sealed ones that are packed anew: both end with the bytes of the change."""
+    for chunk_id in (ONE, TWO, THREE):
+        await server.write(chunk_id, 0, b"hello")
+    if sealed:
+        await server.chunks.seal_together([ONE, TWO, THREE])
+        server.chunks.drop(TWO)
+        server.chunks.packs.to_repack = lambda: list(server.chunks.packs.small)  # type: ignore[method-assign]
+    putting, go = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
 
-    async def seal() -> None:
-        results.append(await server.chunks.seal(ONE))
+    def before_put() -> None:
+        token.run_sync_soon(putting.set)
+        assert go.wait(10), "what changes a chunk must not wait for the pack"
 
+    server.objects.before_put = before_put
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(seal)
-        while not getattr(server.chunks.find(ONE), "sealing", False):
+        nursery.start_soon(server.chunks.repack if sealed else partial(server.chunks.seal_together, [ONE, THREE]))
+        await putting.wait()
+        if change in ("write", "grow"):
+            await server.write(ONE, 0 if change == "write" else 20_000, b"J")
+        elif change in ("cut", "empty"):
+            await server.chunks.truncate(ONE, 2 if change == "cut" else 0)
+        else:
+            server.chunks.drop(ONE)
+        if change == "anew":
+            await server.write(ONE, 0, b"other")
+        assert server.chunks.check() == []
+        go.set()
+    grown = b"hello".ljust(20_000, b"\0") + b"J"
+    wanted = {"write": b"Jello", "grow": grown, "cut": b"he", "empty": b"", "drop": b"", "anew": b"other"}
+    assert (server.read(ONE), server.chunks.is_sealed(ONE)) == (wanted[change], False)
+    assert (server.read(THREE), server.chunks.is_sealed(THREE)) == (b"hello", True)
+    assert await server.chunks.verify(THREE) == "good"
+
+
+async def change_at_random(server: Server, ino: int) -> None:
+    """Change chunks of this inode, and read after each change what they must hold."""
+    dice, models = random.Random(ino), {ChunkId(ino, index): bytearray() for index in range(8)}
+    for _ in range(400):
+        chunk_id, at, size = ChunkId(ino, dice.randrange(8)), dice.randrange(30_000), dice.choice((1, 300, 20_000))
+        model, action = models[chunk_id], dice.choice(["write", "write", "write", "cut", "drop", "alone", "read", "read"])
+        if action == "write":
+            content = dice.randbytes(size)
+            model.extend(bytes(max(0, at + size - len(model))))
+            model[at : at + size] = content
+            await server.write(chunk_id, at, content)
+        elif action == "cut":
+            await server.chunks.truncate(chunk_id, at)
+            del model[at:]
+        elif action == "drop":
+            server.chunks.drop(chunk_id)
+            model.clear()
+        elif action == "alone":
+            await server.chunks.seal_alone(chunk_id)
+        view, sent = await server.chunks.verified_read(chunk_id, 0, len(model) + 1)
+        await trio.lowlevel.checkpoint()
+        assert view == model
+        if sent is not None:
+            sent()
+
+
+async def test_chunks_are_changed_by_many_while_all_are_sealed_packed_and_verified() -> None:
+    server = Server(limit_bytes=MIB)
+
+    async def disturb() -> None:
+        while True:
             await trio.lowlevel.checkpoint()
-        await server.write(ONE, 0, b"J")
-    assert results == [False]
-    assert (server.read(ONE), server.is_sealed(ONE)) == (b"Jello", False)
+            chunk_ids = [ChunkId(ino, index) for ino, index, _ in server.chunks.inventory()]
+            await server.chunks.seal_together(chunk_ids[::2])
+            await server.chunks.repack()
+            assert "bad" not in [await server.chunks.verify(chunk_id) for chunk_id in chunk_ids]
+            assert server.chunks.check() == []
+
+    async with trio.open_nursery() as background:
+        background.start_soon(disturb)
+        async with trio.open_nursery() as nursery:
+            for ino in range(10, 14):
+                nursery.start_soon(change_at_random, server, ino)
+        background.cancel_scope.cancel()
+    assert server.objects.puts > 50
+    server.check()
 
 
 async def test_writes_to_one_chunk_take_turns(server: Server) -> None:
@@ -118,7 +192,7 @@ async def test_a_write_that_breaks_off_on_a_chunk_dropped_meanwhile_gives_its_bu
     await server.write(ONE, 0, b"hello")
     chunk = server.chunks.find(ONE)
     assert chunk is not None
-    assert chunk.lock is not None
+    chunk.lock = trio.Lock()
     async with trio.open_nursery() as nursery, chunk.lock:
         nursery.start_soon(break_off)
         await wait_all_tasks_blocked()
@@ -135,6 +209,16 @@ async def test_when_the_pool_is_short_the_chunk_opened_longest_ago_is_sealed() -
         await server.write(chunk_id, 0, b"%d" % chunk_id.index)
     assert [server.is_sealed(chunk_id) for chunk_id in (ONE, TWO, THREE)] == [True, False, False]
     assert [server.read(chunk_id) for chunk_id in (ONE, TWO, THREE)] == [b"0", b"1", b"0"]
+    server.check()
+
+
+async def test_when_the_pool_is_short_of_small_buffers_half_of_them_are_sealed_together() -> None:
+    server = Server(limit_bytes=64 * 16 * KIB)
+    chunk_ids = [ChunkId(7, index) for index in range(65)]
+    for chunk_id in chunk_ids:
+        await server.write(chunk_id, 0, b"%d" % chunk_id.index)
+    assert [server.is_sealed(chunk_id) for chunk_id in chunk_ids] == [True] * 32 + [False] * 33
+    assert server.objects.puts == 1
     server.check()
 
 

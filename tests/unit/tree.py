@@ -33,7 +33,10 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         ),
         "chunk": tuple(
             f"gridfs.chunk{name}"
-            for name in ("", ".layout", ".pool", ".objects", ".chunks", ".forwarder", ".copies", ".server")
+            for name in (
+                *("", ".layout", ".pool", ".objects", ".packs", ".chunk", ".chunks"),
+                *(".forwarder", ".copies", ".server"),
+            )
         ),
     },
     {
@@ -70,7 +73,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
-        *("gridfs.chunk.chunks", "gridfs.chunk.forwarder", "gridfs.chunk.server", "gridfs.chunk.client", "gridfs.chunk.grants"),
+        *("gridfs.chunk.chunk", "gridfs.chunk.chunks", "gridfs.chunk.forwarder", "gridfs.chunk.server"),
+        *("gridfs.chunk.client", "gridfs.chunk.grants"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
     ),
     "click": ("gridfs.cli", "tools"),

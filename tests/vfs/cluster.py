@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
+from gridfs.chunk.chunks import Chunks
 from gridfs.chunk.client import ChunkClient
 from gridfs.chunk.server import ChunkService
 from gridfs.config import GIB, MIB
@@ -32,19 +34,43 @@ from gridfs.vfs.filesystem import Caller, Filesystem
 USER = Caller(1000, 1000)
 
 
+class FakeObject:
+    """The ref of an object in this process's memory; a test may change `memory`, as failing hardware would."""
+
+    def __init__(self, content: memoryview) -> None:
+        self.memory = bytearray(content)
+
+
 class FakeObjects:
-    """Objects in this process's memory; `full` plays a store without room."""
+    """Objects in this process's memory; `full` plays a store without room, and `before_put` one that takes its time.
+
+    `kept` are those whose refs are still held.
+    """
 
     def __init__(self) -> None:
         self.full = False
         self.puts = 0
+        self.kept = weakref.WeakSet[FakeObject]()
+        self.before_put: Callable[[], object] = lambda: None
+        """Called in the thread that puts."""
 
-    def put(self, content: memoryview) -> tuple[object, memoryview]:
+    def put(self, content: memoryview) -> tuple[FakeObject, memoryview]:
         """See `gridfs.chunk.objects.Objects`."""
+        self.before_put()
         if self.full:
             raise MemoryError("as asked")
         self.puts += 1
-        return object(), memoryview(bytes(content))
+        ref = FakeObject(content)
+        self.kept.add(ref)
+        return ref, memoryview(ref.memory).toreadonly()
+
+
+def corrupt(chunks: Chunks, chunk_id: ChunkId, at: int = 0) -> None:
+    """Change the byte `at` of a sealed chunk behind the server's back."""
+    chunk = chunks.find(chunk_id)
+    assert chunk is not None
+    assert chunk.pack is not None
+    chunk.ref.memory[chunk.start + at] ^= 0xFF
 
 
 @dataclass

@@ -34,6 +34,7 @@ async def mounted(tmp_path: Path, nodes: int = 3) -> AsyncIterator[tuple[Cluster
         async with running(tmp_path, nodes) as cluster, cluster.mounted() as filesystem:
             await filesystem.set_xattr(ROOT_INO, REPLICAS, b"2")
             yield cluster, filesystem
+            await filesystem.fsync_names()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -150,8 +151,10 @@ async def test_a_node_without_room_for_the_second_copy_is_enospc(tmp_path: Path)
         await until(lambda: len(filesystem._meta.placement.nodes) == 2)
         ino = (await filesystem.make(USER, ROOT_INO, b"file", FILE)).ino
         fh = await filesystem.open(ino, os.O_RDWR)
+        assert await filesystem.data.write(fh, 0, bytes(2 * MIB)) == MIB
         with pytest.raises(FilesystemError) as raised:
-            await filesystem.data.write(fh, 0, bytes(2 * MIB))
+            await filesystem.data.write(fh, MIB, b"x")
+        await filesystem.data.fsync(fh)
         assert raised.value.errno == errno.ENOSPC
         assert all(node.service.granted_bytes >= 0 for node in cluster.nodes)
         await filesystem.release(fh)
@@ -272,6 +275,7 @@ async def test_a_write_to_a_server_that_hangs_goes_on_once_it_counts_as_lost(tmp
         back.set()
         cluster.publish()
         assert await read_all(filesystem, b"file") == b"new"
+        await until(lambda: len(holders(filesystem, ino)) == 2)
         await filesystem.release(fh)
 
 
