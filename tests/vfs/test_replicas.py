@@ -19,7 +19,7 @@ from gridfs.meta.xattrs import REPLICAS
 from gridfs.stream.endpoint import Answer, Peer
 from gridfs.types import ChunkId
 from gridfs.vfs.filesystem import Filesystem
-from tests.vfs.cluster import USER, Cluster, running
+from tests.vfs.cluster import USER, Cluster, corrupt, running
 from tests.vfs.files import FILE, read_all, write_closed
 
 LIMIT_S = 20
@@ -208,6 +208,40 @@ async def test_a_reader_goes_on_to_the_next_copy_within_a_second_when_a_server_s
             assert await read_all(filesystem, b"file") == content
             assert trio.current_time() - began_s < limit_s
         back.set()
+
+
+@pytest.mark.expected_log("bad")
+@pytest.mark.expected_log("cannot be read from")
+async def test_a_reader_goes_on_to_the_next_copy_when_one_is_bad_and_the_bad_one_is_made_anew(tmp_path: Path) -> None:
+    content = random.Random(6).randbytes(3 * MIB)
+    async with mounted(tmp_path, nodes=2) as (cluster, filesystem):
+        ino = await write_closed(filesystem, b"file", content)
+        first = holders(filesystem, ino)[0]
+        chunks = cluster.node(first).service.chunks
+        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        corrupt(chunks, ChunkId(ino, 0), 2 * MIB)
+        assert await read_all(filesystem, b"file") == content
+        await until(lambda: (chunk := chunks.find(ChunkId(ino, 0))) is not None and not chunk.bad)
+        await until(lambda: set(holders(filesystem, ino)) == {"node1", "node2"})
+        assert held(cluster, first, ino) == content
+
+
+@pytest.mark.expected_log("bad")
+@pytest.mark.expected_log("cannot be read from")
+async def test_the_last_copy_being_bad_is_eio_and_never_wrong_bytes(tmp_path: Path) -> None:
+    async with mounted(tmp_path, nodes=1) as (cluster, filesystem):
+        await filesystem.set_xattr(ROOT_INO, REPLICAS, b"1")
+        content = random.Random(7).randbytes(CHUNK_SIZE_BYTES + MIB)
+        ino = await write_closed(filesystem, b"file", content)
+        chunks = cluster.node("node1").service.chunks
+        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        corrupt(chunks, ChunkId(ino, 0), 5)
+        fh = await filesystem.open(ino, os.O_RDONLY)
+        with pytest.raises(FilesystemError) as raised:
+            await filesystem.read(fh, 0, MIB)
+        assert raised.value.errno == errno.EIO
+        assert bytes(await filesystem.read(fh, CHUNK_SIZE_BYTES, MIB)) == content[CHUNK_SIZE_BYTES:]
+        await filesystem.release(fh)
 
 
 @pytest.mark.expected_log(NOTICED)
