@@ -6,18 +6,22 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import trio
 
 from gridfs.buffers import Buffer
-from gridfs.errors import ConnectionLost, FilesystemError
+from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.stream import local
 from gridfs.stream.handshake import Identity, prove_to_server
 from gridfs.stream.wire import Wire, pack_frame
 from gridfs.types import Address
 
 REPLY_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
+_LOCAL_TIMEOUT_S = 1.0
+"""For the whole handshake on a Unix socket: whoever does not answer by then may do so on TCP."""
 _CHECK_INTERVAL_S = 1.0
 PENDING_MAX = 1 << 16
 """Requests without a reply on one connection; callers have far tighter bounds of their own."""
@@ -81,16 +85,19 @@ class Connection:
 
     @staticmethod
     async def open(address: Address, secret: bytes, identity: Identity, **options: Any) -> Connection:
-        """Connect and authenticate. Raises ConnectionLost, or AuthenticationFailed when either end refuses the other."""
-        sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            with trio.fail_after(CONNECT_TIMEOUT_S):
-                await sock.connect((address.host, address.port))
-        except (OSError, trio.TooSlowError) as error:
-            sock.close()
-            raise ConnectionLost(f"cannot connect to {address.host}:{address.port}: {error or 'no answer'}") from error
-        raw = socket.socket(fileno=sock.detach())
-        wire = Wire(raw)
+        """Connect and authenticate, on this host over a Unix socket, and over TCP where that does not succeed.
+
+        Raises ConnectionLost, or AuthenticationFailed when either end refuses the other.
+        """
+        sock = local.connect(address)
+        if sock is not None:
+            with suppress(ConnectionLost, AuthenticationFailed), trio.move_on_after(_LOCAL_TIMEOUT_S):
+                return await Connection._prove(sock, secret, identity, options)
+        return await Connection._prove(await _connect(address), secret, identity, options)
+
+    @staticmethod
+    async def _prove(sock: socket.socket, secret: bytes, identity: Identity, options: dict[str, Any]) -> Connection:
+        wire = Wire(sock)
         try:
             return Connection(wire, await prove_to_server(wire, secret, identity), **options)
         except BaseException:
@@ -192,3 +199,15 @@ class Connection:
         pending, self._pending, self._unsent = self._pending, deque(), []
         for reply in pending:
             reply.finish(None, 0, ConnectionLost(str(self._lost)))
+
+
+async def _connect(address: Address) -> socket.socket:
+    """Connected over TCP. Raises ConnectionLost."""
+    sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            await sock.connect((address.host, address.port))
+    except (OSError, trio.TooSlowError) as error:
+        sock.close()
+        raise ConnectionLost(f"cannot connect to {address.host}:{address.port}: {error or 'no answer'}") from error
+    return socket.socket(fileno=sock.detach())

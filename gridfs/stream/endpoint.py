@@ -13,6 +13,7 @@ import trio
 
 from gridfs.buffers import Buffer
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.stream import local
 from gridfs.stream.handshake import Identity, challenge_client
 from gridfs.stream.wire import Wire, pack_frame
 from gridfs.types import Address
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
 """Beyond it new connections are closed at once: a stranger cannot exhaust our descriptors."""
+_BACKLOG = 128
 
 
 class Answer(NamedTuple):
@@ -70,12 +72,13 @@ class Service(Protocol):
 
 
 class Endpoint:
-    """Listens on one address from construction on; `serve` does the work until it is cancelled."""
+    """Listens on one address, and beside it for its own host, from construction on; `serve` works until it is cancelled."""
 
     def __init__(self, address: Address, secret: bytes, service: Service) -> None:
-        self._listener = socket.create_server(tuple(address), backlog=128)
-        self._listener.setblocking(False)
-        self.address = Address(*self._listener.getsockname()[:2])
+        listener = socket.create_server(tuple(address), backlog=_BACKLOG)
+        listener.setblocking(False)
+        self.address = Address(*listener.getsockname()[:2])
+        self._listeners = [sock for sock in (listener, local.listen(self.address, _BACKLOG)) if sock]
         self._secret, self._service = secret, service
         self._connections = 0
 
@@ -83,19 +86,24 @@ class Endpoint:
         """Accept and serve; every connection's task lives in this call's nursery and ends with it."""
         try:
             async with trio.open_nursery() as nursery:
-                while True:
-                    await trio.lowlevel.wait_readable(self._listener)
-                    try:
-                        sock, _ = self._listener.accept()
-                    except (BlockingIOError, ConnectionError):
-                        continue
-                    except OSError as error:  # out of descriptors: those who are served go on
-                        log.error("cannot accept a connection: %s", error)
-                        await trio.sleep(0.1)
-                        continue
-                    nursery.start_soon(self._attend, sock)
+                for listener in self._listeners:
+                    nursery.start_soon(self._accept, listener, nursery)
         finally:
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, ConnectionError):
+                continue
+            except OSError as error:  # out of descriptors: those who are served go on
+                log.error("cannot accept a connection: %s", error)
+                await trio.sleep(0.1)
+                continue
+            nursery.start_soon(self._attend, sock)
 
     async def _attend(self, sock: socket.socket) -> None:
         """One connection, from the handshake to its end; whatever goes wrong ends this connection only."""

@@ -11,6 +11,7 @@ import trio
 
 from gridfs.buffers import Buffer
 from gridfs.errors import ConnectionLost
+from gridfs.stream import local
 
 _LENGTHS = struct.Struct(">II")
 HEADER_MAX_BYTES = 8 << 20
@@ -39,6 +40,8 @@ class Wire:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        elif sock.family == socket.AF_UNIX:
+            local.widen(sock)
         self._socket = sock
         self.frame_max_bytes = frame_max_bytes
         self._staging = memoryview(bytearray(_STAGING_BYTES))

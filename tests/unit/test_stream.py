@@ -1,20 +1,25 @@
 """The stream protocol between two ends in one process, over real sockets."""
 
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.stream import local
 from gridfs.stream.connection import Connection
 from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.wire import pack_frame
 from gridfs.types import Address
 
 SECRET = secrets.token_bytes(32)
+ANY_PORT = Address("127.0.0.1", 0)
 
 
 class Echo:
@@ -52,10 +57,10 @@ class Echo:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[Endpoint, Echo]]:
+async def serving(address: Address = ANY_PORT) -> AsyncIterator[tuple[Endpoint, Echo]]:
     service = Echo()
     async with trio.open_nursery() as nursery:
-        endpoint = Endpoint(Address("127.0.0.1", 0), SECRET, service)
+        endpoint = Endpoint(address, SECRET, service)
         nursery.start_soon(endpoint.serve)
         yield endpoint, service
         nursery.cancel_scope.cancel()
@@ -175,3 +180,93 @@ async def test_nobody_listening_is_connection_lost() -> None:
         port = free.getsockname()[1]
     with pytest.raises(ConnectionLost, match="cannot connect"):
         await Connection.open(Address("127.0.0.1", port), SECRET, {})
+
+
+# -- on one host -----------------------------------------------------------------------------------------------------
+
+
+name_is_taken = pytest.mark.expected_log("reached by TCP only")
+
+
+@asynccontextmanager
+async def squatted() -> AsyncIterator[tuple[Endpoint, socket.socket]]:
+    """A server, and a stranger who took the name of its Unix socket before it could."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = Address(*free.getsockname())
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(f"\0gridfs/{address.host}:{address.port}".encode())
+        stranger.listen()
+        stranger.setblocking(False)
+        async with serving(address) as (endpoint, _):
+            yield endpoint, stranger
+
+
+async def echo_over(endpoint: Endpoint) -> socket.AddressFamily:
+    """The kind of socket that a client of the endpoint gets, once it has worked."""
+    connection = await Connection.open(endpoint.address, SECRET, {})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(connection.run)
+        assert await connection.call("echo", 1) == (1,)
+        family = connection._wire._socket.family
+        nursery.cancel_scope.cancel()
+    return family
+
+
+async def test_on_one_host_the_way_is_a_unix_socket() -> None:
+    async with serving() as (endpoint, _):
+        assert await echo_over(endpoint) == socket.AF_UNIX
+
+
+async def hear(stranger: socket.socket, words: bytes) -> bytes:
+    """What the stranger hears from one who connects to him, and whom he tells `words`."""
+    await trio.lowlevel.wait_readable(stranger)
+    sock = trio.socket.from_stdlib_socket(stranger.accept()[0])
+    with sock, suppress(BrokenPipeError, ConnectionResetError):
+        await sock.send(words)
+        return await sock.recv(1000)
+    return b""
+
+
+@name_is_taken
+async def test_a_stranger_without_the_secret_cannot_keep_a_client_from_the_server() -> None:
+    async with squatted() as (endpoint, stranger), trio.open_nursery() as nursery:
+        nursery.start_soon(hear, stranger, pack_frame([]))
+        assert await echo_over(endpoint) == socket.AF_INET
+
+
+@name_is_taken
+async def test_a_stranger_who_says_nothing_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    async with squatted() as (endpoint, _):
+        began_s = trio.current_time()
+        assert await echo_over(endpoint) == socket.AF_INET
+        assert trio.current_time() - began_s < 2
+
+
+@name_is_taken
+async def test_the_listener_of_another_user_is_not_talked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """He could pass our proof on to the server, and listen to all that follows."""
+    heard: list[bytes] = []
+
+    async def listen(stranger: socket.socket) -> None:
+        heard.append(await hear(stranger, pack_frame([b"gridfs/1", bytes(32)])))
+
+    monkeypatch.setattr(local, "_listening_user", lambda address: os.getuid() + 1)
+    async with squatted() as (endpoint, stranger), trio.open_nursery() as nursery:
+        nursery.start_soon(listen, stranger)
+        assert await echo_over(endpoint) == socket.AF_INET
+    assert heard == [b""]
+
+
+async def test_the_name_goes_with_the_server() -> None:
+    async with serving() as (endpoint, _):
+        pass
+    assert local.connect(endpoint.address) is None
+    with pytest.raises(ConnectionLost, match="cannot connect"):
+        await Connection.open(endpoint.address, SECRET, {})
+
+
+def test_who_listens_is_told_from_the_address_and_the_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert local._listening_user(Address("127.0.0.1", port)) == os.getuid()
+        assert local._listening_user(Address("127.0.0.2", port)) is None
