@@ -68,7 +68,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
         *("gridfs.chunk.chunks", "gridfs.chunk.server", "gridfs.chunk.client"),
-        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles"),
+        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
