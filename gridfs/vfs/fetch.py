@@ -80,12 +80,14 @@ class Fetcher:
             view[:] = bytes(len(view))
             return
         failure = FilesystemError(errno.EIO, "no server that holds the bytes is left")
-        for server, patience_s in self._chunks.candidates(servers):
+        candidates = self._chunks.candidates(servers)
+        for place, (server, patience_s) in enumerate(candidates, 1):
             try:
                 await self._chunks.read(server, chunk_id, piece.offset, view, patience_s)
             except FilesystemError as error:
                 failure = FilesystemError(errno.EIO, str(error.strerror))
-                log.warning("chunk %d/%d cannot be read from %s: %s", *chunk_id, server, error.strerror)
+                if place < len(candidates):
+                    log.warning("chunk %d/%d cannot be read from %s: %s", *chunk_id, server, error.strerror)
                 if error.errno == errno.EBADMSG:
                     self._found_bad(chunk_id, server)
             else:

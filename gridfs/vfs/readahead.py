@@ -58,10 +58,7 @@ class Stream:
 
     def covers(self, offset: int) -> bool:
         """True when it has read ahead the byte at `offset`."""
-        segments = self.segments
-        if not segments or not segments[0].start <= offset < segments[-1].end:
-            return False
-        return any(segment.start <= offset < segment.end for segment in segments)
+        return any(segment.start <= offset < segment.end for segment in self.segments)
 
     def covering(self, offset: int, end: int) -> list[Segment]:
         """The adjoining segments from `offset` on, as far as they go towards `end`."""
@@ -100,7 +97,7 @@ class ReadAhead:
         if held is not None:
             return held
         stream = self._follow(offset)
-        wanted = stream.covering(offset, end)
+        wanted = stream.covering(offset, end) if stream.segments else []
         self._note(stream, offset, end)
         self._extend(stream, end - offset)
         if not wanted:
@@ -111,17 +108,21 @@ class ReadAhead:
 
     def _follow(self, offset: int) -> Stream:
         """The stream that a read at `offset` goes on with, or begins."""
-        streams = self._streams
-        stream = next((stream for stream in reversed(streams) if stream.next == offset), None)
-        stream = stream or next((stream for stream in reversed(streams) if stream.covers(offset)), None)
-        if stream is not None:
-            streams.remove(stream)
+        streams, found = self._streams, None
+        for stream in reversed(streams):
+            if stream.next == offset:
+                found = stream
+                break
+            if found is None and stream.segments and stream.covers(offset):
+                found = stream
+        if found is not None:
+            streams.remove(found)
         else:
-            stream = Stream(offset)
+            found = Stream(offset)
             if len(streams) == STREAMS_MAX:
                 self._end(next((stream for stream in streams if not stream.segments), streams[0]))
-        streams.append(stream)
-        return stream
+        streams.append(found)
+        return found
 
     def _note(self, stream: Stream, offset: int, end: int) -> None:
         """[offset, end) is being read as part of `stream`."""
@@ -160,9 +161,11 @@ class ReadAhead:
 
     def _extend(self, stream: Stream, length: int) -> None:
         """Begin to fetch what the stream has earned, up to where another one began; its first read has earned nothing."""
+        if stream.run_bytes <= length:
+            return
         size = min(max(length, SEGMENT_MIN_BYTES), SEGMENT_MAX_BYTES)
         at = max(stream.next, stream.segments[-1].end if stream.segments else 0)
-        goal = stream.next + min(stream.run_bytes // 2, WINDOW_MAX_BYTES) if stream.run_bytes > length else 0
+        goal = stream.next + min(stream.run_bytes // 2, WINDOW_MAX_BYTES)
         last = min((other.start for other in self._streams if other.start >= stream.next), default=self._file.size)
         while at < last:
             end = min(at + size, last)

@@ -173,6 +173,7 @@ def test_mount_refuses_what_is_no_free_directory(unmounted: LocalFilesystem, tmp
     refused(unmounted.gridfs("mount", tmp_path / "missing"), f"run mkdir -p {tmp_path}/missing")
     refused(unmounted.gridfs("mount", tmp_path / "file"), "is not a directory")
     refused(unmounted.gridfs("mount", unmounted.mountpoint, "-o", "ro,bogus"), "'bogus' is not known")
+    refused(unmounted.gridfs("mount", unmounted.mountpoint, "--memory", "32MiB"), "memory of 32.0 MiB is too little")
     assert not unmounted.mounted
     assert unmounted.status()["mounts"] == []
 

@@ -95,6 +95,11 @@ async def test_the_first_read_fetches_nothing_ahead_and_the_second_does(reader: 
     assert reader.fetched_bytes == 3 * MIB
 
 
+async def test_one_read_fetches_nothing_ahead_though_little_is_left(reader: Reader) -> None:
+    await reader.run([(SIZE - MIB - 200 * KIB, MIB)])
+    assert reader.fetched_bytes == MIB
+
+
 async def test_the_window_grows_with_what_was_read_and_not_beyond_its_bound(reader: Reader) -> None:
     ahead = []
     for offset in range(0, SIZE // 2, MIB):
