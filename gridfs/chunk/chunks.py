@@ -441,6 +441,8 @@ class Chunks:
             faults.append(f"used_bytes is {self.used_bytes}, the chunks' lengths make {total}")
         for chunk_id, chunk in self._chunks.items():
             holders = (chunk.buffer is not None) + (chunk.pack is not None)
+            if chunk.bad and holders and not chunk.writers:
+                faults.append(f"chunk {chunk_id} is bad and must have no bytes")
             if holders != 1 and not chunk.bad and chunk.length:
                 faults.append(f"chunk {chunk_id} must have a buffer or a pack")
             if (chunk.buffer is not None) != (chunk_id in self._open):

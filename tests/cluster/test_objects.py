@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
@@ -30,6 +31,33 @@ def read_on(node_id: str, refs: list[Any]) -> bytes:
     placed = NodeAffinitySchedulingStrategy(node_id, soft=False)
     content: bytes = ray.get(task.options(num_cpus=0, scheduling_strategy=placed).remote(refs), timeout=30)
     return content
+
+
+def change_on(node_id: str, refs: list[Any], at: int) -> None:
+    """Change a byte of the object in the store's memory, as failing hardware would: a task on that node maps it, too."""
+
+    def change(refs: list[Any]) -> None:
+        memory = (ctypes.c_void_p * 16)()  # a Py_buffer, which begins with the address
+        ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(ray.get(refs[0])), memory, 0)
+        byte = ctypes.c_ubyte.from_address((memory[0] or 0) + at)
+        byte.value ^= 0xFF
+
+    task: Any = ray.remote(change)
+    placed = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    ray.get(task.options(num_cpus=0, scheduling_strategy=placed).remote(refs), timeout=30)
+
+
+async def chunk_refs(ino: int) -> tuple[str, list[Any]]:
+    """The node that holds chunk 0 of the inode, and the ref of its object there."""
+    for node in cluster.nodes():
+        if node.is_head:
+            continue
+        handle = cluster.find(cluster.chunk_server_name(node.host))
+        try:
+            return node.node_id, await trio.to_thread.run_sync(cluster.call, handle, "refs", ino, 0)
+        except FilesystemError as error:
+            assert error.errno == errno.ENOENT
+    raise AssertionError(f"no chunk server has inode {ino}")
 
 
 async def test_a_chunk_is_read_through_ray_on_the_node_that_holds_it(real: Real, mounted: Filesystem) -> None:
@@ -80,6 +108,29 @@ async def test_a_sealed_chunk_is_read_and_overwritten_like_any_other(real: Real,
     await mounted.data.flush(fh)
     await mounted.release(fh)
     assert await read_all(mounted, b"file") == content
+
+
+async def test_small_files_are_read_and_removed_one_by_one_and_their_space_comes_back(real: Real, mounted: Filesystem) -> None:
+    contents = {b"%d" % number: random.Random(number).randbytes(4000 + number) for number in range(150)}
+    inos = {name: await write_fsynced(mounted, name, content) for name, content in contents.items()}
+    await until(lambda: all(server.sealed_chunks == server.chunks for server in map(real.chunk_server, WORKERS)))
+    assert read_on(*await chunk_refs(inos[b"7"])) == contents[b"7"]
+    for name in list(contents)[:100]:
+        assert await read_all(mounted, name) == contents[name]
+        await mounted.unlink(ROOT_INO, name)
+        mounted.forget(inos[name], 1)
+    left = sum(map(len, list(contents.values())[100:]))
+    await until(lambda: sum(real.chunk_server(host).used_bytes for host in WORKERS) == left)
+    for name in list(contents)[100:]:
+        assert await read_all(mounted, name) == contents[name]
+
+
+async def test_bytes_that_changed_in_the_object_store_reach_nobody(real: Real, mounted: Filesystem) -> None:
+    ino = await write_fsynced(mounted, b"file", random.Random(8).randbytes(2 * MIB))
+    change_on(*await chunk_refs(ino), MIB)
+    with pytest.raises(FilesystemError) as caught:
+        await read_all(mounted, b"file")
+    assert caught.value.errno in (errno.EBADMSG, errno.EIO)
 
 
 async def test_full_workers_are_enospc_and_space_comes_back(real: Real, mounted: Filesystem) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from gridfs.config import KIB, MIB
 from gridfs.errors import FilesystemError
 from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, THREE, TWO, Server, Slow
+from tests.vfs.cluster import corrupt
 
 
 @pytest.fixture
@@ -24,6 +26,29 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.check()
+
+
+class Pause:
+    """`putting` is set once an object is being put; it is put when `on` is set."""
+
+    def __init__(self) -> None:
+        self.putting, self.on = trio.Event(), threading.Event()
+
+
+@asynccontextmanager
+async def paused_put(server: Server) -> AsyncIterator[Pause]:
+    """The next objects are put when told to, or at the end."""
+    pause, token = Pause(), trio.lowlevel.current_trio_token()
+
+    def before_put() -> None:
+        token.run_sync_soon(pause.putting.set)
+        assert pause.on.wait(10), "what changes a chunk must not wait for the pack"
+
+    server.objects.before_put = before_put
+    try:
+        yield pause
+    finally:
+        pause.on.set()
 
 
 # -- at the same time ------------------------------------------------------------------------------------------------
@@ -50,17 +75,9 @@ async def test_a_change_overtakes_the_pack_that_is_being_made(server: Server, ch
         await server.chunks.seal_together([ONE, TWO, THREE])
         server.chunks.drop(TWO)
         server.chunks.packs.to_repack = lambda: list(server.chunks.packs.small)  # type: ignore[method-assign]
-    putting, go = trio.Event(), threading.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def before_put() -> None:
-        token.run_sync_soon(putting.set)
-        assert go.wait(10), "what changes a chunk must not wait for the pack"
-
-    server.objects.before_put = before_put
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery, paused_put(server) as go:
         nursery.start_soon(server.chunks.repack if sealed else partial(server.chunks.seal_together, [ONE, THREE]))
-        await putting.wait()
+        await go.putting.wait()
         if change in ("write", "grow"):
             await server.write(ONE, 0 if change == "write" else 20_000, b"J")
         elif change in ("cut", "empty"):
@@ -70,12 +87,56 @@ async def test_a_change_overtakes_the_pack_that_is_being_made(server: Server, ch
         if change == "anew":
             await server.write(ONE, 0, b"other")
         assert server.chunks.check() == []
-        go.set()
+        go.on.set()
     grown = b"hello".ljust(20_000, b"\0") + b"J"
     wanted = {"write": b"Jello", "grow": grown, "cut": b"he", "empty": b"", "drop": b"", "anew": b"other"}
     assert (server.read(ONE), server.chunks.is_sealed(ONE)) == (wanted[change], False)
     assert (server.read(THREE), server.chunks.is_sealed(THREE)) == (b"hello", True)
     assert await server.chunks.verify(THREE) == "good"
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_chunk_that_is_being_written_when_its_pack_is_ready_is_not_in_it(server: Server, sealed: bool) -> None:
+    for chunk_id in (ONE, TWO):
+        await server.write(chunk_id, 0, b"hello")
+    if sealed:
+        await server.chunks.seal_together([ONE, TWO])
+    slow = Slow(b"J")
+    async with trio.open_nursery() as nursery, paused_put(server) as go:
+        nursery.start_soon(server.chunks.seal_alone if sealed else server.chunks.seal, ONE)
+        await go.putting.wait()
+        nursery.start_soon(server.chunks.write, ONE, 0, 1, slow)
+        await wait_all_tasks_blocked(0.01)
+        go.on.set()
+        async with server.chunks._packing:
+            assert not server.chunks.is_sealed(ONE)
+        slow.go.set()
+    assert server.read(ONE) == b"Jello"
+
+
+@pytest.mark.expected_log("is bad")
+async def test_a_chunk_found_bad_while_it_is_copied_stays_bad(server: Server) -> None:
+    """Though the copy was made before, and is good: nobody is told two things of one chunk."""
+    for chunk_id in (ONE, TWO):
+        await server.write(chunk_id, 0, b"hello")
+    await server.chunks.seal_together([ONE, TWO])
+    async with trio.open_nursery() as nursery, paused_put(server) as go:
+        nursery.start_soon(server.chunks.seal_alone, TWO)
+        await go.putting.wait()
+        corrupt(server.chunks, TWO)
+        assert await server.chunks.verify(TWO) == "bad"
+        go.on.set()
+    assert not server.chunks.is_sealed(TWO)
+    assert await server.chunks.verify(TWO) == "bad"
+
+
+async def test_chunks_that_several_want_to_seal_are_sealed_once(server: Server) -> None:
+    for chunk_id in (ONE, TWO):
+        await server.write(chunk_id, 0, b"hello")
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(server.chunks.seal_together, [ONE, TWO])
+    assert server.objects.puts == 1
 
 
 async def change_at_random(server: Server, ino: int) -> None:

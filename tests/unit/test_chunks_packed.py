@@ -141,6 +141,22 @@ async def test_a_pack_more_than_half_dead_is_packed_anew_and_its_object_goes(ser
         assert server.read(chunk_id) == content_of(chunk_id, 16 * KIB)
 
 
+async def test_a_pack_more_than_half_dead_is_packed_anew_however_many_are_full(server: Server) -> None:
+    chunk_ids = await packed(server, 10 * PACK_MAX_CHUNKS, 100)
+    for chunk_id in chunk_ids[: PACK_MAX_CHUNKS // 2 + 1]:
+        server.chunks.drop(chunk_id)
+    await repacked(server)
+    assert server.chunks.packs.wasted_bytes == 0
+
+
+async def test_a_pack_with_a_few_dead_chunks_is_left_alone(server: Server) -> None:
+    chunk_ids = await packed(server, 10 * PACK_MAX_CHUNKS, 100)
+    for chunk_id in chunk_ids[: PACK_MAX_CHUNKS // 2 - 1]:
+        server.chunks.drop(chunk_id)
+    await repacked(server)
+    assert server.objects.puts == 10
+
+
 async def test_waste_is_bounded_whatever_is_dropped(server: Server) -> None:
     dice, chunk_ids = random.Random(4), await packed(server, 2000)
     dice.shuffle(chunk_ids)
