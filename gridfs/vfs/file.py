@@ -10,6 +10,9 @@ import trio
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 
+_END = 1 << 63
+"""Beyond every byte of a file, and every ticket."""
+
 
 class Reader(Protocol):
     """Someone who holds copies of a file's bytes."""
@@ -79,13 +82,18 @@ class File:
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
-    def overlaps(self, start: int, end: int) -> bool:
-        """True while bytes of [start, end) are in flight."""
-        return any(first < end and start < last for first, last in self.in_flight.values())
+    def _overlap(self, ticket: int, start: int, end: int) -> bool:
+        first, last = self.in_flight[ticket]
+        return first < end and start < last
 
-    async def settle(self, start: int = 0, end: int = 1 << 63) -> None:
-        """Wait until no bytes of [start, end) are in flight; bounded by the connections' reply timeout."""
-        while self.in_flight and self.overlaps(start, end):
+    async def settle(self, start: int = 0, end: int = _END) -> None:
+        """Wait until no bytes are in flight; bounded by the connections' reply timeout, unless others go on writing.
+
+        For a part of the file only what is in flight now is waited for: a reader need not see what is written later, and
+        would wait for ever for a writer who goes over the same bytes again and again.
+        """
+        newest = self._tickets if (start, end) != (0, _END) else _END
+        while any(ticket <= newest and self._overlap(ticket, start, end) for ticket in self.in_flight):
             await self._progress.wait()
 
     # -- telling the table -------------------------------------------------------------------------------------------
@@ -128,11 +136,11 @@ class File:
             self._size = 0
         self.chunk_lengths.clear()
         for reader in self.readers:
-            reader.forget(0, 1 << 63)
+            reader.forget(0, _END)
 
     def truncated(self, size: int) -> None:
         """The file ends at `size` now; the table has been told."""
         self._size = min(self._size, size)
         self.chunk_lengths.clear()
         for reader in self.readers:
-            reader.forget(size, 1 << 63)
+            reader.forget(size, _END)
