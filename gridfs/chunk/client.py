@@ -51,8 +51,10 @@ class NodeLink:
         self._connections: dict[str, Connection] = {}
         self._locks: dict[str, trio.Lock] = defaultdict(trio.Lock)
         self.grants: Grants | None = None
-        self.copied_writes = 0
-        """Writes under way that other servers are to have too."""
+        self.lost = False
+        """The placement map says so: nothing is tried again."""
+        self._failures: dict[str, tuple[float, FilesystemError]] = {}
+        """Of each kind the last attempt to connect that failed: when, and how."""
 
     def ready(self, kind: str) -> Connection | None:
         """The connection of this kind, if it stands."""
@@ -64,34 +66,29 @@ class NodeLink:
         connection = self.ready(kind)
         if connection:
             return connection
+        began_s = trio.current_time()
         async with self._locks[kind]:
             connection = self.ready(kind)
             if connection:
                 return connection
+            failed_s, failure = self._failures.get(kind, (-math.inf, FilesystemError(errno.EIO)))
+            if failed_s > began_s:
+                raise failure  # somebody has tried while we waited: all who did hear of it
             try:
                 connection = await Connection.open(self.node.address, self._secret, {**self._identity(), "stream": kind})
             except ConnectionLost as error:
-                raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {error}") from error
+                failure = FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {error}")
+                self._failures[kind] = (trio.current_time(), failure)
+                raise failure from error
             if kind == WRITE:
                 self.grants = Grants(connection)
             await self._nursery.start(connection.run)
             self._connections[kind] = connection
             return connection
 
-    def counting(self, callback: Callable[[Reply], None]) -> Callable[[Reply], None]:
-        """Count a write among `copied_writes` until its callback is called."""
-        self.copied_writes += 1
-
-        def counted(reply: Reply) -> None:
-            self.copied_writes -= 1
-            callback(reply)
-
-        return counted
-
-    def give_up(self, kind: str, reason: str) -> None:
-        """End the connection of this kind, and whatever waits for it."""
-        connection = self.ready(kind)
-        if connection is not None:
+    def give_up(self, reason: str) -> None:
+        """End all connections, and whatever waits for them."""
+        for connection in self._connections.values():
             connection.close(ConnectionLost(reason))
 
     async def call(self, kind: str, method: str, *arguments: Any, into: memoryview | None = None) -> Reply:
@@ -106,7 +103,7 @@ class NodeLink:
                 await reply.wait()
                 return reply
             except ConnectionLost as lost:
-                if attempt == 2:
+                if attempt == 2 or self.lost:
                     raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
         raise AssertionError
 
@@ -178,12 +175,13 @@ class ChunkClient:
             await trio.sleep_forever()
 
     async def _give_up_the_lost(self) -> None:
-        """Writes to a server that is lost, and may hang, are ended where other copies can take them."""
+        """End what is under way to a server that is lost, and may hang: there may be copies elsewhere, and else it is EIO."""
         while True:
             await trio.sleep(LOST_CHECK_S)
             for server, link in self._links.items():
-                if link.copied_writes and not self.is_alive(server):
-                    link.give_up(WRITE, "the chunk server is lost")
+                link.lost = not self.is_alive(server)
+                if link.lost:
+                    link.give_up("the chunk server is lost")
 
     @property
     def placement(self) -> PlacementMap:
@@ -229,7 +227,6 @@ class ChunkClient:
         arguments: tuple[Any, ...] = ()
         if others:
             arguments = (None, [link.node.address for link in others])
-            callback = first.counting(callback)
         connection.submit("write", *chunk_id, offset, charge_bytes, *arguments, payload=data, callback=callback)
 
     def candidates(self, servers: Sequence[str]) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from typing import Any
 
@@ -23,7 +24,7 @@ class Forwarder:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self._secret, self._id = secret, secrets.token_hex(8)
         self._connections: dict[Address, Connection] = {}
         self._locks: dict[Address, trio.Lock] = defaultdict(trio.Lock)
         self._nursery: trio.Nursery
@@ -42,7 +43,7 @@ class Forwarder:
         async with self._locks[address]:
             connection = self._connections.get(address)
             if connection is None or connection.lost:
-                identity = {"role": "server"}
+                identity = {"role": "server", "client": self._id, "stream": "forward"}
                 connection = await Connection.open(address, self._secret, identity, reply_timeout_s=COPY_TIMEOUT_S)
                 await self._nursery.start(connection.run)
                 self._connections[address] = connection

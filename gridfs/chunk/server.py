@@ -46,6 +46,7 @@ RESERVE_SHARE = 0.05
 GRANT_SHARE = 8
 """A grant is at most this part of what is free, unless more is needed at once: the last bytes go to those who write."""
 GRANT_MIN_BYTES = MIB
+CHANGING_STREAMS = ("write", "forward")
 PAGE_ROWS = 20_000
 SEALS_WAITING_MAX = 64
 """Full chunks waiting to be sealed at once; others are found when they have been quiet, or when the pool is short."""
@@ -126,7 +127,15 @@ class ChunkService:
         return has_session and epoch <= self._fenced_epoch and epoch not in self._live_epochs
 
     def welcome(self, peer: Peer) -> None:
-        """Count the connection in, unless it has been fenced since it was greeted."""
+        """Count the connection in, unless it has been fenced since it was greeted.
+
+        Of those on which one client changes chunks only the newest counts: it has given up the others, and what it sent there
+        must not take effect any more.
+        """
+        if peer.identity.get("stream") in CHANGING_STREAMS:
+            for other in self._peers:
+                if all(other.identity.get(key) == peer.identity.get(key) for key in ("client", "stream")):
+                    other.disconnect()
         self._peers.add(peer)
         if self._is_fenced(peer.identity):
             peer.disconnect()

@@ -74,13 +74,15 @@ class Connection:
     fails with ConnectionLost, and so does every later one.
     """
 
-    def __init__(self, wire: Wire, greeting: Identity, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+    def __init__(self, wire: Wire, greeting: Identity, reply_timeout_s: float | None = None) -> None:
         self._wire, self.greeting = wire, greeting
-        self._reply_timeout_s = reply_timeout_s
+        self._reply_timeout_s = REPLY_TIMEOUT_S if reply_timeout_s is None else reply_timeout_s
         self._pending: deque[Reply] = deque()
         self._unsent: list[Buffer] = []
         self._more_to_send = trio.Event()
         self._numbers = 0
+        self._heard_s = 0.0
+        """When the last reply came."""
         self._lost: ConnectionLost | None = None
 
     @staticmethod
@@ -181,13 +183,20 @@ class Connection:
                     raise ConnectionLost(f"a payload of {payload_bytes} bytes has no room")
                 await self._wire.receive_payload(reply.into[:payload_bytes])
             self._pending.popleft()
+            self._heard_s = trio.current_time()
             reply.finish(result, payload_bytes, FilesystemError(code, result) if code else None)
 
     async def _watch(self) -> None:
-        """End the connection when its oldest request is overdue: nothing waits for ever."""
+        """End the connection when a reply is overdue: nothing waits for ever.
+
+        Each reply starts the time anew: of many requests sent at once over a slow network the last is answered late, and
+        that is no reason to lose all that are on their way.
+        """
         while True:
-            await trio.sleep(_CHECK_INTERVAL_S)
-            if self._pending and trio.current_time() - self._pending[0].submitted_s > self._reply_timeout_s:
+            await trio.sleep(min(_CHECK_INTERVAL_S, self._reply_timeout_s / 10))
+            if not self._pending:
+                continue
+            if trio.current_time() - max(self._heard_s, self._pending[0].submitted_s) > self._reply_timeout_s:
                 raise ConnectionLost(f"no reply within {self._reply_timeout_s} s")
 
     def close(self, reason: ConnectionLost | None = None) -> None:

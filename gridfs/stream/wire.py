@@ -162,6 +162,7 @@ class Wire:
         """End the connection; tasks that wait on it get `ConnectionLost`. Never raises, may be called again."""
         if not self.closed:
             self.closed = True
+            self._start = self._end = 0  # nothing of what has been received takes effect any more
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 

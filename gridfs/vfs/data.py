@@ -48,6 +48,8 @@ class Data:
         self._writeback = Writeback(chunks, self.placer, self.healer, Budget(limits.window_bytes, self._budget))
         self._fetcher = Fetcher(meta, chunks, self._budget, self.healer.found_bad)
         self._nursery: trio.Nursery
+        self._uncut: dict[int, list[tuple[str, ChunkId, int]]] = defaultdict(list)
+        """Inode -> (server, chunk, length to keep) of what was cut off in the table and not yet there."""
 
     def start(self, nursery: trio.Nursery) -> None:
         """Fetches ahead, and what becomes of copies, run in `nursery`; nothing can be opened before."""
@@ -99,6 +101,8 @@ class Data:
         await self._meta.readable()
         handle.wrote = True
         async with handle.file.lock:
+            if handle.file.ino in self._uncut:
+                await self._cut_what_is_left(handle.file.ino)
             return await self._writeback.write(handle.file, offset, data, self._clock_ns())
 
     async def flush(self, fh: int) -> None:
@@ -108,8 +112,8 @@ class Data:
         """
         handle = self._handles.file(fh)
         if handle.wrote:
+            handle.wrote = False  # before it waits: what is written meanwhile is the next flush's to wait for
             await self._make_safe(handle)
-            handle.wrote = False
 
     async def fsync(self, fh: int) -> None:
         """fsync(2): the file's bytes, size and names are safe and durable. Raises as `flush`."""
@@ -141,6 +145,7 @@ class Data:
                 await file.settle()
                 if file.dirty:
                     await file.commit()
+                await self._cut_what_is_left(ino)
                 shrinks = size < self._meta.table.inode(ino).size
                 chunks = dict(self._meta.table.directory.chunks(ino))
                 await self._meta.execute(("change", self._clock_ns(), ino, None, None, None, size))
@@ -150,30 +155,38 @@ class Data:
                     await self._cut(ino, size, chunks)
 
     async def _cut(self, ino: int, size: int, chunks: Mapping[int, Servers]) -> None:
-        """Take the bytes from `size` on away from the servers that held the file's `chunks`."""
+        """Take the bytes from `size` on away from the servers that held the file's `chunks`. Raises EIO."""
         last, within = divmod(size, CHUNK_SIZE_BYTES)
-        beyond: dict[str, list[ChunkId]] = defaultdict(list)
         for index, servers in chunks.items():
-            if index == last and within:
-                await self._cut_chunk(ChunkId(ino, index), servers, within)
-            elif index >= last:
-                for server in servers:
-                    beyond[server].append(ChunkId(ino, index))
-        for server, chunk_ids in beyond.items():
-            await self._chunks.drop(server, chunk_ids)
+            if index > last or (index == last and not within):
+                self._uncut[ino].extend((server, ChunkId(ino, index), 0) for server in servers)
+            elif index == last:
+                self._uncut[ino].extend((server, ChunkId(ino, index), within) for server in servers)
+        await self._cut_what_is_left(ino)
 
-    async def _cut_chunk(self, chunk_id: ChunkId, servers: Servers, length: int) -> None:
-        """Cut every copy; one that cannot be cut is withdrawn if there is another. Raises EIO."""
-        failed: dict[str, FilesystemError] = {}
-        for server in servers:
-            try:
-                await self._chunks.truncate(server, chunk_id, length)
-            except FilesystemError as error:
-                failed[server] = error
-        if len(failed) == len(servers):
-            raise failed[servers[0]]
-        if failed:
-            await self.placer.withdraw(*chunk_id, failed)
+    async def _cut_what_is_left(self, ino: int) -> None:
+        """Cut what an earlier truncation could not, before the file may grow over it again. Raises EIO.
+
+        A server that is lost is passed over: its bytes cannot be read.
+        """
+        left = self._uncut.get(ino, [])
+        for server in {server for server, _, _ in left if self._chunks.is_alive(server)}:
+            await self._chunks.drop(server, [chunk_id for holder, chunk_id, keep in left if holder == server and not keep])
+            for holder, chunk_id, keep in left:
+                if holder == server and keep:
+                    await self._cut_chunk(chunk_id, server, keep)
+            left[:] = [entry for entry in left if entry[0] != server]
+        if not left:
+            self._uncut.pop(ino, None)
+
+    async def _cut_chunk(self, chunk_id: ChunkId, server: str, length: int) -> None:
+        """Cut one copy; one that cannot be cut is withdrawn if there is another. Raises EIO."""
+        try:
+            await self._chunks.truncate(server, chunk_id, length)
+        except FilesystemError:
+            if len(self._meta.table.directory.servers(*chunk_id)) < 2:
+                raise
+            await self.placer.withdraw(*chunk_id, [server])
 
     async def commit_all(self) -> None:
         """Tell the table what is safe by now of every open file, for those who never close or sync."""

@@ -11,6 +11,9 @@ import trio
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 
+_END = 1 << 63
+"""Beyond every byte of a file, and every ticket."""
+
 
 class Reader(Protocol):
     """Someone who holds copies of a file's bytes."""
@@ -91,9 +94,9 @@ class File:
 
     # -- waiting -----------------------------------------------------------------------------------------------------
 
-    def overlaps(self, start: int, end: int) -> bool:
-        """True while bytes of [start, end) are in flight."""
-        return any(first < end and start < last for first, last, _ in self.in_flight.values())
+    def _overlap(self, ticket: int, start: int, end: int) -> bool:
+        first, last, _ = self.in_flight[ticket]
+        return first < end and start < last
 
     def held(self, start: int, end: int) -> memoryview | None:
         """Bytes [start, end), if they lie within the newest of the writes in flight that touch them."""
@@ -103,9 +106,13 @@ class File:
                 return write.data[start - write.start : end - write.start] if within else None
         return None
 
-    async def settle(self, start: int = 0, end: int = 1 << 63) -> None:
-        """Wait until no bytes of [start, end) are in flight; bounded by the connections' reply timeout."""
-        while self.in_flight and self.overlaps(start, end):
+    async def settle(self, start: int = 0, end: int = _END) -> None:
+        """Wait until none of the bytes of [start, end) that are in flight now is; bounded by the connections' reply timeout.
+
+        What is written later is not waited for: that would take for ever beside a writer who goes on and on.
+        """
+        newest = self._tickets
+        while any(ticket <= newest and self._overlap(ticket, start, end) for ticket in self.in_flight):
             await self._progress.wait()
 
     async def whole(self) -> None:
@@ -153,11 +160,11 @@ class File:
             self._size = 0
         self.chunk_lengths.clear()
         for reader in self.readers:
-            reader.forget(0, 1 << 63)
+            reader.forget(0, _END)
 
     def truncated(self, size: int) -> None:
         """The file ends at `size` now; the table has been told."""
         self._size = min(self._size, size)
         self.chunk_lengths.clear()
         for reader in self.readers:
-            reader.forget(size, 1 << 63)
+            reader.forget(size, _END)

@@ -107,24 +107,25 @@ class Placer:
         """Give a new chunk to the nodes that are best for it and have room for all of it, or else to those with the most room.
 
         A chunk cannot grow past its node's space, so one begun on a nearly full node would end the file early. There are fewer
-        copies than wanted only when there are fewer nodes.
+        copies than wanted only when fewer nodes can be reached.
         """
         placement, chunk_id = self._chunks.placement, ChunkId(file.ino, piece.index)
         nodes = pick(placement, *chunk_id, len(placement.nodes))
-        count = min(self.wanted(file.ino), len(nodes))
         parts: dict[str, Space] = {}
+        unreachable: set[str] = set()
         for room_bytes in (CHUNK_SIZE_BYTES, 0):
             for node in nodes if room_bytes else self._chunks.roomiest(nodes):
-                if len(parts) < count and node.server not in parts:
+                if len(parts) < self.wanted(file.ino) and node.server not in parts and node.server not in unreachable:
                     try:
                         links = [self._chunks.link(node.server)]
                         part = await take(links, chunk_id, piece, 0, room_bytes, partly=partly and not room_bytes)
                     except FilesystemError as error:
                         log.warning("a new chunk goes elsewhere: %s", error)
+                        unreachable.add(node.server)
                         continue
                     if part is not None:
                         parts[node.server] = part
-        if not parts or len(parts) < count:
+        if not parts or len(parts) < min(self.wanted(file.ino), len(nodes) - len(unreachable)):
             for part in parts.values():
                 part.put_back()
             return None

@@ -19,7 +19,7 @@ PEER: Any = None
 
 @pytest.fixture
 def service() -> ChunkService:
-    return ChunkService(MIB, FakeObjects(), lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
+    return ChunkService(MIB, FakeObjects(), b"secret", lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
 
 
 async def seal(service: ChunkService, chunk_ids: list[ChunkId], content: bytes) -> list[bool]:

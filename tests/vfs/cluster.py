@@ -30,6 +30,7 @@ from gridfs.stream.endpoint import Endpoint
 from gridfs.types import Address, ChunkId, Endpoints, NodeSample, PlacementMap, PlacementNode
 from gridfs.vfs.budget import LIMITS, Limits
 from gridfs.vfs.filesystem import Caller, Filesystem
+from tests.vfs.faults import Proxy
 
 USER = Caller(1000, 1000)
 
@@ -81,12 +82,20 @@ class Node:
     service: ChunkService
     objects: FakeObjects
     endpoint: Endpoint
+    proxy: Proxy | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    @property
+    def address(self) -> Address:
+        """Where the placement map says that it is."""
+        return self.proxy.address if self.proxy else self.endpoint.address
 
     async def serve(self) -> None:
         """Serve until the node is killed."""
         with self.scope:
             async with trio.open_nursery() as nursery:
+                if self.proxy:
+                    nursery.start_soon(self.proxy.serve)
                 nursery.start_soon(self.service.run)
                 nursery.start_soon(self.endpoint.serve)
 
@@ -94,9 +103,9 @@ class Node:
 class Cluster:
     """An inode table and some chunk servers, with one mount attached at a time."""
 
-    def __init__(self, directory: Path, nursery: trio.Nursery, nodes: int, capacity_bytes: int) -> None:
+    def __init__(self, directory: Path, nursery: trio.Nursery, nodes: int, capacity_bytes: int, interposed: bool) -> None:
         self.secret = secrets.token_bytes(32)
-        self._nursery = nursery
+        self._nursery, self._interposed = nursery, interposed
         self.meta = MetaService(Store(directory / "inodes.sqlite"), self.secret)
         nursery.start_soon(self.meta.run)
         self._meta_endpoint = Endpoint(Address("127.0.0.1", 0), self.secret, self.meta)
@@ -108,7 +117,8 @@ class Cluster:
     def _start_node(self, name: str, capacity_bytes: int) -> Node:
         objects = FakeObjects()
         service = ChunkService(capacity_bytes, objects, self.secret, lambda: NodeSample(64 * GIB, 32 * GIB, 0.0))
-        node = Node(name, service, objects, Endpoint(Address("127.0.0.1", 0), self.secret, service))
+        endpoint = Endpoint(Address("127.0.0.1", 0), self.secret, service)
+        node = Node(name, service, objects, endpoint, Proxy(endpoint.address) if self._interposed else None)
         self._nursery.start_soon(node.serve)
         return node
 
@@ -132,7 +142,7 @@ class Cluster:
         for node in self.nodes:
             level, weight = ("lost", 0.0) if node.name in lost else ("calm", (weights or {}).get(node.name, 1.0))
             capacity, used, free = node.service.capacity_bytes, node.service.chunks.used_bytes, node.service.free_bytes
-            address, chunks = node.endpoint.address, len(node.service.chunks)
+            address, chunks = node.address, len(node.service.chunks)
             rows.append(PlacementNode(node.name, node.name, address, weight, capacity, used, free, chunks, level))
         self.meta.publish(PlacementMap(self._epoch, tuple(rows)).pack())
 
@@ -185,10 +195,15 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running(directory: Path, nodes: int = 2, capacity_bytes: int = 256 * MIB) -> AsyncIterator[Cluster]:
-    """A cluster for the length of the context; its invariants are asserted at the end."""
+async def running(
+    directory: Path, nodes: int = 2, capacity_bytes: int = 256 * MIB, *, interposed: bool = False
+) -> AsyncIterator[Cluster]:
+    """A cluster for the length of the context; its invariants are asserted at the end.
+
+    With `interposed` a proxy stands before each chunk server, for `tests.vfs.faults`.
+    """
     async with trio.open_nursery() as nursery:
-        cluster = Cluster(directory, nursery, nodes, capacity_bytes)
+        cluster = Cluster(directory, nursery, nodes, capacity_bytes, interposed)
         yield cluster
         cluster.check()
         nursery.cancel_scope.cancel()
