@@ -115,6 +115,7 @@ async def test_a_grant_that_is_lost_is_no_lack_of_space(cluster: Cluster, filesy
     assert link.grants.balance_bytes > 0
 
 
+@pytest.mark.expected_log("were lost")
 async def test_a_connection_that_ends_right_behind_a_grant_is_no_lack_of_space(filesystem: Filesystem) -> None:
     program, link = await without_a_grant(filesystem)
     connection = await link.connection(WRITE)
