@@ -24,6 +24,7 @@ import click
 import testbed_hosts as hosts
 from gridfs import cluster, config, logs
 from gridfs.cli import commands, filesystem, mounts
+from gridfs.cli.size import Size
 from gridfs.cluster import ClusterRecord, NodePlan
 from gridfs.errors import GridfsError
 
@@ -241,7 +242,7 @@ def cli() -> None:
 
 @cli.command("up")
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True)
-@click.option("--memory", type=commands.Size(), default=MEMORY_DEFAULT, show_default=True, help="What each worker gives.")
+@click.option("--memory", type=Size(), default=MEMORY_DEFAULT, show_default=True, help="What each worker gives.")
 @click.option("--mountpoint", type=click.Path(), default=MOUNTPOINT_DEFAULT, show_default=True)
 @click.option("--owner", type=int, metavar="PID", help="A later `up` may replace it once this process has ended.")
 def _up(workers: int, memory: int, mountpoint: str, owner: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The commands that look at a filesystem from outside its mounts: fsck, meta dump and meta load."""
+"""The commands that look at a filesystem from outside its mounts: fsck, scrub, meta dump and meta load."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gridfs.cli.endpoints import resolve
-from gridfs.cli.progress import progress
+from gridfs.cli.progress import bar, progress
+from gridfs.cli.size import Size
 from gridfs.errors import GridfsError
 
 EXIT_FAULTS, EXIT_UNCHECKED = 1, 2
 _STANDARD = "-"
+
+if TYPE_CHECKING:
+    from gridfs.fsck.report import Report
 
 
 @click.command(short_help="Check the inode table against the chunk servers.")
@@ -26,7 +31,8 @@ def fsck(repair: bool, as_json: bool) -> None:
     """Check the inode table against the chunk servers, while the filesystem is in use. Changes nothing without --repair.
 
     --repair drops chunks that belong to no file, cuts chunks that are longer than their file, and ends inodes that nobody can
-    reach. Files whose bytes are lost are listed and stay.
+    reach. Files whose bytes are lost are listed and stay. It compares names and lengths, and reads no byte: gridfs scrub does,
+    and makes copies of chunks that lack some.
 
     Exits with 0 if all is well or was mended, with 1 if a fault is left, and with 2 if it could not be checked.
 
@@ -44,6 +50,41 @@ def fsck(repair: bool, as_json: bool) -> None:
     except GridfsError as error:
         click.echo(f"gridfs: {error}", err=True)
         raise click.exceptions.Exit(EXIT_UNCHECKED) from error
+    _tell(report, as_json=as_json)
+
+
+@click.command(short_help="Verify the checksum of every copy of every chunk.")
+@click.option("--rate", type=Size(), default="256MiB", show_default=True, help="Bytes a second, over all chunk servers.")
+@click.option("--no-repair", is_flag=True, help="Change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def scrub(rate: int, no_repair: bool, as_json: bool) -> None:
+    """Have the chunk servers verify every copy of every chunk, while the filesystem is in use, and mend what is wrong.
+
+    A copy that is bad or missing is withdrawn where there is a good one. Copies that are wanting are made anew: by the eldest
+    mount, or by this command while nothing is mounted. Bytes of which no good copy is left are listed by file. Chunks that are
+    being written have no checksum yet, and are passed over.
+
+    Exits with 0 if all is well or was mended, with 1 if a fault is left, and with 2 if nothing could be verified.
+
+    \b
+    Example: gridfs scrub
+             gridfs scrub --rate 50MiB --no-repair
+             gridfs scrub --json | jq -r '.faults[].paths[]'
+    """
+    from gridfs.fsck import scrub
+
+    try:
+        endpoints = resolve()
+        with bar() as (say, advance):
+            report = scrub.scrub_now(endpoints, say, advance, rate_bytes_s=rate, mend=not no_repair)
+    except GridfsError as error:
+        click.echo(f"gridfs: {error}", err=True)
+        raise click.exceptions.Exit(EXIT_UNCHECKED) from error
+    _tell(report, as_json=as_json)
+
+
+def _tell(report: Report, *, as_json: bool) -> None:
+    """Print the report, and exit with EXIT_FAULTS if a fault is left."""
     if as_json:
         click.echo(json.dumps(report.values(), indent=2))
     else:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-from typing import Any
 
 import click
 from rich.console import Console
@@ -15,6 +14,7 @@ from gridfs import config, logs
 from gridfs.cli import checking
 from gridfs.cli.endpoints import resolve
 from gridfs.cli.progress import progress
+from gridfs.cli.size import Size
 from gridfs.errors import GridfsError
 
 log = logging.getLogger(__name__)
@@ -23,22 +23,6 @@ EXIT_FAILED, EXIT_USAGE, EXIT_BUG = 1, 2, 70
 WORKERS_DEFAULT, WORKERS_MAX = 2, 32
 _MEMORY_SHARE = 2
 """Unless told otherwise, the workers together get this part of the memory that is free: 1/2."""
-
-
-class Size(click.ParamType[int]):
-    """An option's value such as 3GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes; a usage error if it is no size, or zero."""
-        try:
-            size_bytes = value if isinstance(value, int) else config.parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if size_bytes <= 0:
-            self.fail("a size has to be more than nothing", param, ctx)
-        return size_bytes
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -179,6 +163,7 @@ def down(force: bool) -> None:
 
 
 cli.add_command(checking.fsck)
+cli.add_command(checking.scrub)
 cli.add_command(checking.meta)
 
 

@@ -82,7 +82,8 @@ def certain(first: Iterable[Fault], second: Iterable[Fault]) -> list[Fault]:
     return [fault for fault in second if fault.kind == INVARIANT or fault in known]
 
 
-def _evidence(inode: Inode | None) -> tuple[Any, ...]:
+def evidence(inode: Inode | None) -> tuple[Any, ...]:
+    """What stays the same while nothing of the inode's bytes is written, committed or cut."""
     return () if inode is None else (inode.size, inode.mtime_ns, inode.ctime_ns)
 
 
@@ -113,13 +114,13 @@ def _copies(look: Look, inode: Inode, index: int, servers: Servers, alive: set[s
 def _copy(look: Look, inode: Inode, index: int, server: str) -> Iterator[Fault]:
     claimed = claimed_bytes(inode.size, index)
     length = look.inventories[server].get(ChunkId(inode.ino, index))
-    host, evidence = look.host(server), _evidence(inode)
+    host, unchanged = look.host(server), evidence(inode)
     if length is None and claimed:
         text = f"the chunk server on {host} does not have it, {format_size(claimed)} read as zeros"
-        yield Fault(MISSING, text, inode.ino, index, server, claimed, evidence)
+        yield Fault(MISSING, text, inode.ino, index, server, claimed, unchanged)
     elif length is not None and length > claimed:
         text = f"it has {length:,} bytes on {host}, the file's size allows {claimed:,}"
-        yield Fault(WRONG_LENGTH, text, inode.ino, index, server, claimed, evidence)
+        yield Fault(WRONG_LENGTH, text, inode.ino, index, server, claimed, unchanged)
 
 
 # -- what the servers hold, against the table ------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def _held_chunks(look: Look) -> Iterator[Fault]:
             else:
                 reason = "the table has it nowhere"
             text = f"{length:,} bytes on {look.host(server)}, and {reason}"
-            yield Fault(ORPHANED, text, ino, index, server, 0, _evidence(inode))
+            yield Fault(ORPHANED, text, ino, index, server, 0, evidence(inode))
 
 
 def _unreaped(look: Look) -> Iterator[Fault]:

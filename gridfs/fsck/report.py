@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.fsck.compare import LOST, MISSING, Fault, Look
 from gridfs.fsck.repair import Repair
 from gridfs.meta.inode import ROOT_INO
@@ -37,12 +38,15 @@ class Report:
         for group in _grouped(self.faults):
             yield _line(group, [_shown(path) for path in paths.of(group[0].ino)] if paths else [])
         yield from (repair.text for repair in self.repairs)
-        table = self.look.table
-        counts = f"{len(table.inodes):,} inodes, {len(table.directory):,} chunks, {len(self.look.inventories)} chunk servers"
         if not self.faults:
-            yield f"clean: {counts}"
+            yield f"clean: {self.counts()}"
         else:
-            yield f"{len(self.faults):,} faults, {len(self.left):,} left: {counts}"
+            yield f"{len(self.faults):,} faults, {len(self.left):,} left: {self.counts()}"
+
+    def counts(self) -> str:
+        """How much was looked at."""
+        table = self.look.table
+        return f"{len(table.inodes):,} inodes, {len(table.directory):,} chunks, {len(self.look.inventories)} chunk servers"
 
     def values(self) -> dict[str, Any]:
         """For programs. Paths are text as Python's os.fsdecode makes it: bytes that are no UTF-8 become lone surrogates."""
@@ -63,6 +67,8 @@ def _line(group: list[Fault], paths: list[str]) -> str:
     if not fault.ino:
         return f"{fault.kind}: {fault.text}"
     what = f"inode {fault.ino}" if fault.index < 0 else f"{_indices([each.index for each in group])} of inode {fault.ino}"
+    if fault.kind == LOST and fault.keep_bytes:
+        what += f", bytes {_byte_ranges(group)}"
     if paths:
         what += f", {', '.join(paths[:_PATHS_MAX])}" + (", ..." if len(paths) > _PATHS_MAX else "")
     advice = f" ({_ADVICE[fault.kind]})" if fault.kind in _ADVICE else ""
@@ -76,6 +82,7 @@ def _values(fault: Fault, paths: list[bytes], repair: Repair | None) -> dict[str
         "ino": fault.ino or None,
         "index": fault.index if fault.index >= 0 else None,
         "server": fault.server or None,
+        "claimed_bytes": fault.keep_bytes,
         "paths": [os.fsdecode(path) for path in paths],
         "mended": repair is not None and repair.done,
         "repair": repair.text if repair else None,
@@ -129,6 +136,18 @@ def _indices(indices: list[int]) -> str:
             spans.append([index, index])
     text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
     return f"chunk{'s' if len(indices) > 1 else ''} {text}"
+
+
+def _byte_ranges(group: list[Fault]) -> str:
+    """Which bytes of the file the chunks hold, first and last."""
+    ranges: list[list[int]] = []
+    for index, length in sorted((fault.index, fault.keep_bytes) for fault in group):
+        begin = index * CHUNK_SIZE_BYTES
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1][1] = begin + length
+        else:
+            ranges.append([begin, begin + length])
+    return ", ".join(f"{begin:,}-{end - 1:,}" for begin, end in ranges)
 
 
 def _shown(path: bytes) -> str:

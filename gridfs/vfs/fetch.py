@@ -91,5 +91,14 @@ class Fetcher:
                 if error.errno == errno.EBADMSG:
                     self._found_bad(chunk_id, server)
             else:
+                if await self._counts(chunk_id, server):
+                    return
+                await self._fetch_piece(ino, piece, view)
                 return
         raise failure
+
+    async def _counts(self, chunk_id: ChunkId, server: str) -> bool:
+        """False if the server has been withdrawn from the chunk since it was asked: what it has dropped reads as zeros."""
+        await self._meta.readable()
+        servers = self._meta.table.directory.servers(*chunk_id)
+        return server in servers or not servers

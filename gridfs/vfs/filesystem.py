@@ -146,6 +146,8 @@ class Filesystem:
             if ino in self._lookups:
                 self._changed.add(ino)
             self._reap_if_unused(ino)
+        for chunk_id in changed.chunks:
+            self.data.healer.changed(ChunkId(*chunk_id))
         if self._meta.alone:
             await self.kernel.forget(changed.inodes, list(changed.names))
 
@@ -159,6 +161,7 @@ class Filesystem:
             if file.ino in self._meta.table.inodes:
                 file.changed_elsewhere()
         self._changed.update(self._lookups)
+        self.data.healer.look_at_everything()
         self.restarted()
 
     def restarted(self) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Collection, Iterable
 import trio
 
 from gridfs.chunk.client import ChunkClient
-from gridfs.chunk.layout import pick
+from gridfs.chunk.mending import Holders, add_copy, targets
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
-from gridfs.meta.directory import Servers
 from gridfs.types import ChunkId
 from gridfs.vfs.handles import Handles
 from gridfs.vfs.placer import Placer
@@ -44,6 +43,18 @@ class Healer:
     def found_bad(self, chunk_id: ChunkId, server: str) -> None:
         """The server has said that its bytes of the chunk are not what they were."""
         self._waiting.setdefault(chunk_id, set()).add(server)
+
+    def changed(self, chunk_id: ChunkId) -> None:
+        """Others have changed who holds the chunk. The eldest mount alone mends; one that becomes it looks at everything."""
+        count = len(self._meta.table.directory.servers(*chunk_id))
+        if not self._meta.eldest or not count or chunk_id.ino not in self._meta.table.inodes:
+            return
+        if count < min(self._placer.wanted(chunk_id.ino), len(self._living)):
+            self.look_at(chunk_id)
+
+    def look_at_everything(self) -> None:
+        """Nobody knows what others have changed."""
+        self._living = frozenset()
 
     def look_at_file(self, ino: int) -> None:
         """The file may want another number of copies."""
@@ -91,35 +102,31 @@ class Healer:
     async def _mend(self, chunk_id: ChunkId, bad: Collection[str]) -> None:
         """Withdraw copies that are lost or bad, make those that are wanting, drop those that are too many."""
         servers = self._meta.table.directory.servers(*chunk_id)
-        good = [server for server in servers if server not in bad and self._chunks.is_alive(server)]
+        good = tuple(server for server in servers if server not in bad and self._chunks.is_alive(server))
         if not good:
             return  # nothing to mend it from: it is EIO to read, and comes back if a server does
         await self._placer.withdraw(*chunk_id, set(servers) - set(good))
         wanted = self._placer.wanted(chunk_id.ino)
-        for target in self._targets(chunk_id, good)[: max(0, wanted - len(good))]:
-            good.append(await self._copy(chunk_id, good, target))
+        for target in targets(self._chunks.placement, chunk_id, good)[: max(0, wanted - len(good))]:
+            good = await self._add_copy(chunk_id, good, target)
             log.info("chunk %d/%d has %d copies again", *chunk_id, len(good))
         if len(good) > wanted:
             await self._placer.withdraw(*chunk_id, good[wanted:])
             await self._drop(chunk_id, good[wanted:])
 
-    def _targets(self, chunk_id: ChunkId, holders: Iterable[str]) -> list[str]:
-        """Who could hold another copy, best first."""
-        placement = self._chunks.placement
-        nodes = pick(placement, *chunk_id, len(placement.nodes))
-        return [node.server for node in nodes if node.server not in holders]
+    async def _add_copy(self, chunk_id: ChunkId, good: Holders, target: str) -> Holders:
+        """As `add_copy`. A copy that turns out to be bad is not to be read any more, and the next one is copied then."""
 
-    async def _copy(self, chunk_id: ChunkId, good: list[str], target: str) -> str:
-        """Make a copy on `target`, and have it read and written from then on. Raises EIO, ENOSPC, and what `execute` does."""
-        source, before, after = good[0], tuple(good), (*good, target)
-        await self._chunks.copy(chunk_id, source, target)
+        async def replace(before: Holders, after: Holders) -> Holders:
+            held: Holders = await self._meta.execute(("replace", *chunk_id, before, after))
+            return held
+
         try:
-            held: Servers = await self._meta.execute(("replace", *chunk_id, before, after))
-        finally:
-            await self._chunks.unfollow(chunk_id, source, target)
-        if tuple(held) != after:
-            raise FilesystemError(errno.EAGAIN, "its copies were changed meanwhile")
-        return target
+            return await add_copy(self._chunks, chunk_id, good, good[0], target, replace)
+        except FilesystemError as error:
+            if error.errno == errno.EBADMSG:
+                self.found_bad(chunk_id, good[0])
+            raise
 
     async def _drop(self, chunk_id: ChunkId, servers: Iterable[str]) -> None:
         """Free the memory of copies that are too many, once the table durably has no use for them."""

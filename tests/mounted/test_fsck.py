@@ -1,4 +1,4 @@
-"""`gridfs fsck` and `gridfs meta` in a person's hands, on a real local cluster that is broken on purpose."""
+"""`gridfs fsck`, `gridfs scrub` and `gridfs meta` in a person's hands, on a real local cluster that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def put_stray(local: LocalFilesystem, ino: int, index: int) -> PlacementNode:
 
 def test_without_a_filesystem_nothing_can_be_checked(tmp_path: Path) -> None:
     nowhere = LocalFilesystem(tmp_path / "home", tmp_path / "mnt")
-    refused(nowhere.gridfs("fsck"), "no filesystem is up here", status=2)
+    for command in ("fsck", "scrub"):
+        refused(nowhere.gridfs(command), "no filesystem is up here", status=2)
     refused(nowhere.gridfs("meta", "dump", "-"), "no filesystem is up here")
     refused(nowhere.gridfs("meta", "load", tmp_path / "none"), "none cannot be read: No such file or directory")
 
@@ -68,6 +69,21 @@ def test_a_mounted_filesystem_is_checked_and_mended(local: LocalFilesystem) -> N
     told = json.loads(local.do("fsck", "--json"))
     assert (told["clean"], told["faults"], told["mounts"], told["chunk_servers"]) == (True, [], 1, [node.server])
     assert (local.mountpoint / "file").read_bytes() == CONTENT
+
+
+def test_a_mounted_filesystem_is_scrubbed(local: LocalFilesystem) -> None:
+    (local.mountpoint / "file").write_bytes(CONTENT)
+    assert local.do("scrub", "--rate", "1MiB") == "clean: 1 copies of chunks verified, 6.8 KiB, on 1 chunk servers\n"
+    told = json.loads(local.do("scrub", "--json"))
+    assert (told["clean"], told["verified"]) == (True, {"copies": 1, "bytes": len(CONTENT), "open_copies": 0})
+    os.setxattr(local.mountpoint / "file", "user.gridfs.replicas", b"2")
+    wanting = local.gridfs("scrub")
+    assert (wanting.returncode, wanting.stderr) == (1, "")
+    assert wanting.stdout.splitlines()[:2] == [
+        "under-replicated: chunk 0 of inode 2, /file: it has 1 of 2 copies",
+        "left chunk 0 of inode 2 to the mounts: they make copies where there is room",
+    ]
+    os.removexattr(local.mountpoint / "file", "user.gridfs.replicas")
 
 
 def test_a_dump_is_loaded_into_the_emptied_filesystem(local: LocalFilesystem, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.meta.inode import ROOT_INO, moves_atime
-from gridfs.meta.xattrs import XATTR_CREATE, XATTR_REPLACE
+from gridfs.meta.xattrs import REPLICAS, XATTR_CREATE, XATTR_REPLACE
 from tests.unit.tables import DIRECTORY, FIFO, FILE, GID, SYMLINK, Steps
 
 
@@ -198,3 +198,12 @@ def test_names_of_xattrs_that_would_not_fit_a_listing_are_refused(steps: Steps) 
 
 def test_an_xattr_that_is_not_there_cannot_be_removed(steps: Steps) -> None:
     steps.fails(ENODATA, "remove_xattr", steps.make(b"file"), b"user.a")
+
+
+def test_how_many_replicas_there_are_to_be_is_inherited_by_what_holds_bytes_and_by_directories(steps: Steps) -> None:
+    before = steps.make(b"before")
+    steps.do("set_xattr", ROOT_INO, REPLICAS, b"3")
+    steps.do("set_xattr", ROOT_INO, b"user.other", b"")
+    inner = steps.mkdir(b"inner")
+    made = [inner, steps.make(b"file"), steps.make(b"deep", inner), steps.make(b"link", inner, SYMLINK, target=b"x")]
+    assert [steps.inode(ino).xattrs for ino in (before, *made)] == [None, *[{REPLICAS: b"3"}] * 3, None]

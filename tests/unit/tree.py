@@ -41,7 +41,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {
         "meta": tuple(f"gridfs.meta.{name}" for name in ("client", "uplink", "watcher", "attachment", "thin")),
-        "chunk": ("gridfs.chunk.client", "gridfs.chunk.grants"),
+        "chunk": ("gridfs.chunk.client", "gridfs.chunk.grants", "gridfs.chunk.mending"),
         "cluster": ("gridfs.cluster.*",),
     },
     {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",)},
