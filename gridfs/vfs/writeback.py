@@ -97,7 +97,7 @@ class Writeback:
         file.chunk_lengths[piece.index] = max(end, file.chunk_lengths.get(piece.index, 0))
 
         def replied(reply: Reply) -> None:
-            if len(links) > 1 and (reply.result or isinstance(reply.error, ConnectionLost)):
+            if len(links) > 1 and (reply.result or _is_of_the_copy(reply.error)):
                 self._set_right_soon(sent, reply)
             else:
                 self._end(sent, reply.error)
@@ -163,12 +163,17 @@ class Writeback:
 
 def _failed(links: list[NodeLink], reply: Reply) -> list[NodeLink]:
     """The links whose servers have not got the bytes. Raises what the first server refused them with."""
-    if isinstance(reply.error, ConnectionLost):
+    if _is_of_the_copy(reply.error):
         return links[:1]
     if reply.error is not None:
         raise reply.error
     refused = {(host, port) for host, port, _ in reply.result}
     return [link for link in links if link.node.address in refused]
+
+
+def _is_of_the_copy(error: Exception | None) -> bool:
+    """Whether the first server alone is to blame: it cannot be reached, or its bytes are not what they were."""
+    return isinstance(error, ConnectionLost) or (isinstance(error, FilesystemError) and error.errno == errno.EBADMSG)
 
 
 def _errno_of(error: Exception | None) -> int:

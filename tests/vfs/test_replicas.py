@@ -227,6 +227,22 @@ async def test_a_reader_goes_on_to_the_next_copy_when_one_is_bad_and_the_bad_one
 
 
 @pytest.mark.expected_log("bad")
+@pytest.mark.expected_log(NOTICED)
+async def test_a_writer_goes_on_when_the_first_copy_is_bad(tmp_path: Path) -> None:
+    async with mounted(tmp_path, nodes=2) as (cluster, filesystem):
+        ino = await write_closed(filesystem, b"file", b"x" * MIB)
+        chunks = cluster.node(holders(filesystem, ino)[0]).service.chunks
+        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        corrupt(chunks, ChunkId(ino, 0), 5)
+        fh = await filesystem.open(ino, os.O_RDWR)
+        await filesystem.data.write(fh, 10, b"new")
+        await filesystem.data.fsync(fh)
+        await filesystem.release(fh)
+        assert await read_all(filesystem, b"file") == b"x" * 10 + b"new" + b"x" * (MIB - 13)
+        await until(lambda: len(holders(filesystem, ino)) == 2)
+
+
+@pytest.mark.expected_log("bad")
 async def test_the_last_copy_being_bad_is_eio_and_never_wrong_bytes(tmp_path: Path) -> None:
     async with mounted(tmp_path, nodes=1) as (cluster, filesystem):
         await filesystem.set_xattr(ROOT_INO, REPLICAS, b"1")
