@@ -19,7 +19,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 WORKERS = 2
-MEMORY = "2GiB"
+MEMORY = "1GiB"
 UP_S = 180.0
 DOWN_S = 90.0
 COMMAND_S = 90.0

@@ -5,14 +5,19 @@ from __future__ import annotations
 import errno
 import math
 import os
+from pathlib import Path
 
 import pytest
+import trio
 
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.errors import FilesystemError
+from gridfs.meta.inode import ROOT_INO
+from gridfs.meta.xattrs import REPLICAS
 from gridfs.vfs.filesystem import Filesystem
-from tests.vfs.cluster import Cluster
-from tests.vfs.faults import Kind, faulty
+from tests.vfs.cluster import Cluster, running
+from tests.vfs.conftest import LIMIT_S
+from tests.vfs.faults import Kind, deadlines, faulty
 from tests.vfs.program import PIECE_BYTES, go_through, rewrite, started
 
 REPEATED = [("read", 1), ("read", 3), ("truncate", 1), ("drop", 1), ("length", 1)]
@@ -57,6 +62,21 @@ async def test_a_new_chunk_goes_to_another_node_when_one_grants_nothing(
         assert await go_through(filesystem) == []
     assert fault.met.is_set()
     assert len(cluster.nodes[0].service.chunks) == 0
+
+
+@pytest.mark.expected_log("is not on|a new chunk goes elsewhere|copies left of")
+@pytest.mark.parametrize("kind", [Kind.STALL, Kind.CUT_AFTER, Kind.TORN])
+@pytest.mark.parametrize("n", [WRITES[0], WRITES[-1]])
+async def test_with_two_copies_no_program_hears_of_one_that_missed_a_write(tmp_path: Path, n: int, kind: Kind) -> None:
+    with deadlines(), trio.fail_after(LIMIT_S):
+        async with running(tmp_path, 3, interposed=True) as cluster, cluster.mounted() as filesystem:
+            await filesystem.set_xattr(ROOT_INO, REPLICAS, b"2")
+            with faulty(cluster, None, "write", n, kind) as fault:
+                assert await go_through(filesystem) == []
+            assert fault.met.is_set()
+            while any(len(servers) < 2 for _, _, servers in filesystem._meta.table.directory):
+                await trio.sleep(0.01)
+            await filesystem.fsync_names()
 
 
 @pytest.mark.parametrize(("method", "n"), [asked for asked in REPEATED if asked[0] != "truncate"])

@@ -76,7 +76,7 @@ async def test_reading_ahead_into_a_lost_chunk_ends_nothing(cluster: Cluster, fi
 
 async def test_a_request_under_way_ends_when_its_server_is_called_lost(cluster: Cluster, filesystem: Filesystem) -> None:
     program, chunks = await file_on_both_nodes(cluster, filesystem)
-    with deadlines(reply_s=5), faulty(cluster, "node1", "read", 1, Kind.STALL) as fault:
+    with deadlines(reply_s=5), faulty(cluster, "node1", "read", 1, Kind.STALL, times=math.inf) as fault:
         async with trio.open_nursery() as nursery:
 
             async def read() -> None:

@@ -24,10 +24,11 @@ from tests.vfs.faults import Kind, faulty
 from tests.vfs.files import FILE
 
 LIMIT_S = 30.0
-LIMITS = Limits(window_bytes=6000)
-"""So little that writes wait for each other."""
 REACH_BYTES = 3000
 """All happens this near to the border of two chunks, which lie on different nodes or on one, as it falls."""
+
+LIMITS = Limits(window_bytes=2 * REACH_BYTES)
+"""So small that writes wait for each other."""
 
 
 class Write(NamedTuple):
