@@ -344,9 +344,10 @@ class Filesystem:
             self._meta.post(("touch", now_ns, ino))
 
     async def space(self) -> Space:
-        """What statfs(2) tells, asked of the nodes just now."""
+        """What statfs(2) tells, asked of the nodes just now: for files with as many copies as the mount makes by default."""
         capacity, free = await self._chunks.space()
-        return Space(capacity, free, len(self._meta.table.inodes))
+        copies = self.data.placer.replicas_default
+        return Space(capacity // copies, free // copies, len(self._meta.table.inodes))
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

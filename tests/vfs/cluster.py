@@ -147,14 +147,14 @@ class Cluster:
         self.meta.publish(PlacementMap(self._epoch, tuple(rows)).pack())
 
     @asynccontextmanager
-    async def mounted(self, mountpoint: str = "/mnt", limits: Limits = LIMITS) -> AsyncIterator[Filesystem]:
+    async def mounted(self, mountpoint: str = "/mnt", limits: Limits = LIMITS, replicas: int = 1) -> AsyncIterator[Filesystem]:
         """A filesystem attached to the cluster. Leaving the context is a crash: nothing is settled."""
         async with trio.open_nursery() as nursery:
             meta = MetaClient(Endpoints(self._meta_endpoint.address, self.secret), mountpoint)
             await nursery.start(meta.run)
             chunks = ChunkClient(self.secret, lambda: meta.client_identity, lambda: meta.placement, meta.settle)
             await nursery.start(chunks.run)
-            filesystem = Filesystem(meta, chunks, time.time_ns, limits)
+            filesystem = Filesystem(meta, chunks, time.time_ns, limits, replicas)
             await nursery.start(filesystem.run)
             yield filesystem
             nursery.cancel_scope.cancel()

@@ -172,6 +172,24 @@ async def test_a_number_of_copies_that_is_none_is_einval(tmp_path: Path, value: 
         assert await filesystem.get_xattr(ROOT_INO, REPLICAS) == b"2"
 
 
+async def test_the_default_of_the_mount_is_for_files_that_do_not_say(tmp_path: Path) -> None:
+    with trio.fail_after(LIMIT_S):
+        async with running(tmp_path) as cluster:
+            async with cluster.mounted() as filesystem:
+                once = await filesystem.space()
+            async with cluster.mounted(replicas=2) as filesystem:
+                twice = await filesystem.space()
+                assert len(holders(filesystem, await write_closed(filesystem, b"file", b"x"))) == 2
+                ino = (await filesystem.make(USER, ROOT_INO, b"single", FILE)).ino
+                await filesystem.set_xattr(ino, REPLICAS, b"1")
+                fh = await filesystem.open(ino, os.O_WRONLY)
+                await filesystem.data.write(fh, 0, b"x")
+                await filesystem.data.fsync(fh)
+                await filesystem.release(fh)
+                assert len(holders(filesystem, ino)) == 1
+    assert (twice.capacity_bytes, twice.free_bytes) == (once.capacity_bytes // 2, once.free_bytes // 2)
+
+
 async def test_a_file_that_asks_for_more_copies_gets_them_and_for_fewer_loses_them(tmp_path: Path) -> None:
     content = random.Random(3).randbytes(CHUNK_SIZE_BYTES + 5)
     async with mounted(tmp_path) as (cluster, filesystem):
