@@ -23,11 +23,12 @@ class Reader(Protocol):
 
 
 class InFlight(NamedTuple):
-    """Bytes [start, end) on their way; `data` is what the connection sends."""
+    """Bytes [start, end) on their way; `data` is what the connection sends. The file had `size_before` bytes until then."""
 
     start: int
     end: int
     data: memoryview
+    size_before: int
 
 
 class File:
@@ -69,12 +70,12 @@ class File:
 
     def begin_write(self, start: int, end: int, now_ns: int, data: memoryview) -> int:
         """Bytes [start, end), which are `data`, are on their way; returns a ticket for `end_write`."""
-        self._size = max(self._size, end)
+        size_before, self._size = self._size, max(self._size, end)
         self.mtime_ns = now_ns
         for reader in self.readers:
             reader.forget(start, end)
         self._tickets += 1
-        self.in_flight[self._tickets] = InFlight(start, end, data)
+        self.in_flight[self._tickets] = InFlight(start, end, data, size_before)
         return self._tickets
 
     def end_write(self, ticket: int, error: int) -> None:
@@ -95,8 +96,8 @@ class File:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def _overlap(self, ticket: int, start: int, end: int) -> bool:
-        first, last, _ = self.in_flight[ticket]
-        return first < end and start < last
+        write = self.in_flight[ticket]
+        return write.start < end and start < write.end
 
     def held(self, start: int, end: int) -> memoryview | None:
         """Bytes [start, end), if they lie within the newest of the writes in flight that touch them."""
@@ -130,13 +131,25 @@ class File:
     async def commit(self) -> None:
         """Tell the table of the size that is safe, and of the time of the last write. Raises as `MetaClient.execute`.
 
-        What is safe ends where the first range in flight begins, if that range makes the file longer. A write that was lost
-        counts as settled: its error has been kept for every handle, and its bytes read as EIO or as zeros.
+        A write that was lost counts as settled: its error has been kept for every handle, and its bytes read as EIO or as
+        zeros.
         """
         known = self._meta.table.inode(self.ino).size
-        safe = min((start for start, end, _ in self.in_flight.values() if end > known), default=self._size)
+        safe = self._safe_size(known)
         if safe > known or self.mtime_ns is not None:
             await self._tell(max(safe, known))
+
+    def _safe_size(self, known: int) -> int:
+        """Up to where bytes are safe, which may be less than the `known` size.
+
+        That is to where the first range in flight begins that makes the file longer; and all that was written before the
+        oldest in flight is safe too, although those written since may go over it.
+        """
+        if not self.in_flight:
+            return self._size
+        oldest = next(iter(self.in_flight.values()))
+        first = min((write.start for write in self.in_flight.values() if write.end > known), default=self._size)
+        return max(first, oldest.size_before)
 
     async def commit_times(self) -> None:
         """Tell the table when the last write was, so that times set after it are not overwritten by it."""

@@ -206,3 +206,21 @@ async def test_nobody_waits_for_writes_that_began_later(cluster: Cluster, filesy
                 await filesystem.data.fsync(program.fh)
             nursery.cancel_scope.cancel()
         await filesystem.data.fsync(program.fh)
+
+
+async def test_fsync_makes_the_size_durable_beside_a_later_write_that_goes_over_the_same_bytes(
+    cluster: Cluster, filesystem: Filesystem
+) -> None:
+    program = await started(filesystem)
+    with (
+        faulty(cluster, None, "write", 1, Kind.DELAY),
+        faulty(cluster, None, "write", 1, Kind.STALL) as later,
+    ):
+        await program.write(0, b"first" * 200)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.data.fsync, program.fh)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await program.write(0, b"again" * 400)
+        assert later.met.is_set()
+        assert cluster.meta.engine.table.inode(program.ino).size == 1000
+    await program.settle()
