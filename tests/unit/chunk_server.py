@@ -41,7 +41,7 @@ class Server:
     def check(self) -> None:
         """Assert the invariants of chunks and pool."""
         assert self.chunks.check() == []
-        assert self.pool.lent_bytes == sum(len(chunk.buffer or b"") for chunk in self.chunks._chunks.values())
+        assert self.pool.lent_bytes == sum(len(chunk.buffer or b"") for chunk in self.chunks.chunks.values())
 
     def is_sealed(self, chunk_id: ChunkId) -> bool:
         chunk = self.chunks.find(chunk_id)

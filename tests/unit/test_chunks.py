@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import xxhash
 
-from gridfs.chunk.chunks import QUIET_S
+from gridfs.chunk.inventory import QUIET_S
 from gridfs.config import CHUNK_SIZE_BYTES, KIB, MIB
 from tests.unit.chunk_server import ONE, THREE, TWO, Server
 
@@ -243,7 +243,7 @@ async def test_check_tells_what_is_wrong() -> None:
     await server.write(ONE, 0, b"hello")
     await server.sealed(TWO, b"hello")
     server.chunks.used_bytes += 1
-    server.chunks._open.clear()
+    server.chunks.opened.clear()
     two = server.chunks.find(TWO)
     assert two is not None
     two.pack = None

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gridfs.chunk.chunks import POOL_WAIT_S
+from gridfs.chunk.sealer import POOL_WAIT_S
 from gridfs.config import KIB, MIB
 from gridfs.errors import FilesystemError
 from gridfs.types import ChunkId
