@@ -10,9 +10,11 @@ from typing import Any
 import trio
 import xxhash
 
+from gridfs.buffers import allocate
 from gridfs.chunk.chunk import Chunk, State, bad
 from gridfs.chunk.inventory import Inventory
 from gridfs.chunk.objects import Objects
+from gridfs.chunk.patch import PATCHED_MIN_BYTES, PATCHING_MAX_BYTES, Patch
 from gridfs.chunk.pool import Buffer, BufferPool
 from gridfs.chunk.sealer import Sealer
 from gridfs.config import KIB
@@ -41,9 +43,9 @@ class Chunks(Inventory):
     # -- reading and writing -----------------------------------------------------------------------------------------
 
     def read(self, chunk_id: ChunkId, offset: int, length: int) -> tuple[memoryview, Callable[[], None] | None]:
-        """The bytes there are of [offset, offset + length), without a copy, and what to call once they have been sent.
+        """The bytes there are of [offset, offset + length), and what to call once they have been sent.
 
-        Raises EBADMSG if the chunk is known to be bad.
+        They are not copied unless some lie over sealed ones. Raises EBADMSG if the chunk is known to be bad.
         """
         chunk = self.chunks.get(chunk_id)
         if chunk is None or chunk.length <= offset:
@@ -51,15 +53,18 @@ class Chunks(Inventory):
         if chunk.bad:
             raise bad(chunk_id)
         end = min(offset + length, chunk.length)
+        pieces = chunk.pieces(offset, end)
+        if chunk.patch is not None and chunk.patch.covers(offset, end):
+            return memoryview(b"".join(pieces)), None
         if chunk.buffer is None:
-            assert chunk.pack is not None
-            return chunk.pack.view[chunk.start + offset : chunk.start + end], None
-        buffer = chunk.buffer
-        buffer.pins += 1
-        return buffer.view[offset:end], lambda: self.pool.unpin(buffer)
+            return pieces[0], None
+        return pieces[0], self.pin(chunk_id)
 
     def pin(self, chunk_id: ChunkId) -> Callable[[], None]:
-        """Keep the memory of an open chunk as it is lent now until what is returned has been called."""
+        """Keep the chunk's buffer, if it has one, until what is returned has been called.
+
+        What is sealed stays anyhow, and so does what `write` has received for a patch: that is memory of its own.
+        """
         chunk = self.chunks.get(chunk_id)
         buffer = chunk.buffer if chunk is not None else None
         if buffer is None:
@@ -83,7 +88,7 @@ class Chunks(Inventory):
         chunk = self.chunks.get(chunk_id)
         if chunk is not None and chunk.pack is not None:
             much = length > LARGE_READ_BYTES or (offset == 0 and length >= chunk.length)
-            if much and self.clock() - chunk.verified_s > VERIFIED_S:
+            if much and self._is_to_verify(chunk):
                 await self._verify(chunk_id, chunk)
         return self.read(chunk_id, offset, length)
 
@@ -99,6 +104,8 @@ class Chunks(Inventory):
             chunk = self.chunks[chunk_id] = Chunk()
         end = offset + length
         async with chunk.locked():
+            if chunk.pack is not None and self._is_small(chunk, end, length):
+                return await self._write_patch(chunk_id, chunk, offset, length, receive)
             buffer = await self._buffer_for(chunk_id, chunk, end, length)
             if chunk.bad and (offset or end < chunk.length):
                 self.close(chunk_id, chunk)
@@ -123,6 +130,47 @@ class Chunks(Inventory):
             chunk.length = max(chunk.length, end)
             return chunk.length
 
+    @staticmethod
+    def _is_small(chunk: Chunk, end: int, length: int) -> bool:
+        """True if a write to a sealed chunk is to go beside it: it does not grow it, and is little of it."""
+        return 0 < length <= PATCHING_MAX_BYTES and end <= chunk.length and chunk.length > PATCHED_MIN_BYTES
+
+    async def _write_patch(
+        self, chunk_id: ChunkId, chunk: Chunk, offset: int, length: int, receive: Callable[[memoryview], Any]
+    ) -> int:
+        """As `write`, beside the sealed bytes, which are verified if they were not lately. The lock is held.
+
+        What is received becomes part of the chunk at once, when it is all there. The chunk may be sealed meanwhile.
+        """
+        if chunk.patch is None and self._is_to_verify(chunk):
+            await self._verify(chunk_id, chunk)
+        chunk.written_s = self.clock()
+        content = memoryview(allocate(length))
+        try:
+            await self._make_room(chunk_id, chunk, offset, length)
+            await receive(content)
+            await self._make_room(chunk_id, chunk, offset, length)  # sealing may have taken it
+            if chunk.dropped:
+                return 0
+            assert chunk.patch is not None
+            assert chunk.view is not None
+            chunk.patch.write(offset, content, chunk.view)
+        finally:
+            chunk.written_s = self.clock()
+            self.drop_patch_if_empty(chunk_id, chunk)
+        return chunk.length
+
+    async def _make_room(self, chunk_id: ChunkId, chunk: Chunk, offset: int, length: int) -> None:
+        """Have memory for a patch of those bytes, unless the chunk was dropped. Raises ENOSPC and EBADMSG as `write`."""
+        while chunk.pack is not None and (size := (chunk.patch or Patch()).shortage_bytes(offset, length)):
+            slab = await self._sealer.lend(self.pool.size_for(size, 0))
+            if chunk.pack is None:
+                self.pool.give_back(slab)
+            else:
+                self.add_slab(chunk_id, chunk, slab)
+        if chunk.bad:
+            raise bad(chunk_id)
+
     async def truncate(self, chunk_id: ChunkId, length: int) -> None:
         """Cut the chunk to at most `length` bytes; what is cut reads as zeros if the chunk grows again."""
         chunk = self.chunks.get(chunk_id)
@@ -134,7 +182,7 @@ class Chunks(Inventory):
             if chunk.dropped:  # perhaps while it waited for a buffer
                 self.close(chunk_id, chunk)
                 return
-            self.unseal(chunk)
+            self.unseal(chunk_id, chunk)
             if chunk.bad:
                 self.close(chunk_id, chunk)
             self.used_bytes -= max(0, chunk.length - length)
@@ -151,7 +199,7 @@ class Chunks(Inventory):
         self.used_bytes -= chunk.length
         chunk.version += 1
         self.close(chunk_id, chunk)
-        self.unseal(chunk)
+        self.unseal(chunk_id, chunk)
 
     async def _buffer_for(self, chunk_id: ChunkId, chunk: Chunk, length: int, piece_bytes: int) -> Buffer:
         """The chunk's buffer, made large enough for `length`; a sealed chunk is opened by a copy. The lock is held.
@@ -166,11 +214,12 @@ class Chunks(Inventory):
         except BaseException:
             self.pool.give_back(buffer)
             raise
-        old = chunk.buffer.view if chunk.buffer is not None else chunk.view
-        if old is not None:
-            buffer.view[: chunk.length] = old[: chunk.length]
+        start = 0
+        for piece in chunk.pieces(0, chunk.length):
+            buffer.view[start : start + len(piece)] = piece
+            start += len(piece)
         self.close(chunk_id, chunk)
-        self.unseal(chunk)
+        self.unseal(chunk_id, chunk)
         chunk.buffer = buffer
         if not chunk.dropped:
             self.opened[chunk_id] = chunk
@@ -198,10 +247,17 @@ class Chunks(Inventory):
     # -- verifying ---------------------------------------------------------------------------------------------------
 
     async def verify(self, chunk_id: ChunkId) -> State:
-        """Whether the chunk's bytes fit their checksum. A chunk that is bad stays so until it is dropped or written anew."""
+        """Whether the chunk's sealed bytes fit their checksum; "open" if they do and others lie over them.
+
+        A chunk that is bad stays so until it is dropped or written anew.
+        """
         await trio.lowlevel.checkpoint()
         chunk = self.chunks.get(chunk_id)
-        return "missing" if chunk is None else await self._verify(chunk_id, chunk)
+        state = "missing" if chunk is None else await self._verify(chunk_id, chunk)
+        return "open" if state == "good" and not self.is_sealed(chunk_id) else state
+
+    def _is_to_verify(self, chunk: Chunk) -> bool:
+        return self.clock() - chunk.verified_s > VERIFIED_S
 
     async def _verify(self, chunk_id: ChunkId, chunk: Chunk) -> State:
         while (pack := chunk.pack) is not None:

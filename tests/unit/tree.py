@@ -34,8 +34,8 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chunk": tuple(
             f"gridfs.chunk{name}"
             for name in (
-                *("", ".layout", ".pool", ".objects", ".packs", ".chunk", ".inventory", ".sealer", ".chunks"),
-                *(".forwarder", ".copies", ".server"),
+                *("", ".layout", ".pool", ".objects", ".packs", ".patch", ".chunk", ".inventory"),
+                *(".sealer", ".chunks", ".forwarder", ".copies", ".server"),
             )
         ),
     },
@@ -74,14 +74,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
         *(
-            "gridfs.chunk.chunk",
-            "gridfs.chunk.chunks",
-            "gridfs.chunk.inventory",
-            "gridfs.chunk.sealer",
-            "gridfs.chunk.forwarder",
-            "gridfs.chunk.server",
+            f"gridfs.chunk.{name}"
+            for name in ("chunk", "inventory", "sealer", "chunks", "forwarder", "server", "client", "grants")
         ),
-        *("gridfs.chunk.client", "gridfs.chunk.grants"),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
