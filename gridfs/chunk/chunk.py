@@ -11,23 +11,26 @@ from typing import Any, Literal, NamedTuple
 import trio
 
 from gridfs.chunk.packs import Pack
+from gridfs.chunk.patch import Patch
 from gridfs.chunk.pool import Buffer
 from gridfs.errors import FilesystemError
 from gridfs.types import ChunkId
 
 State = Literal["good", "bad", "open", "missing"]
-"""What verifying a chunk can find; "open" says that there is no checksum yet."""
+"""What verifying a chunk can find; "open" says that there is no checksum of all of its bytes yet."""
 
 
 class Chunk:
     """One chunk. Open: `buffer` holds its bytes [0, length). Sealed: `pack` does, from `start` on. Bad: they are lost.
 
-    `version` counts the writes; `writers` are receiving into the buffer just now, so it must stay where it is. A bad chunk has
-    a buffer only while all of it is written anew. `lock` is there while somebody holds or awaits it.
+    Patched: sealed, and `patch` lies over the bytes that `pack` holds. This is open too: not all of it is at rest.
+
+    `version` counts the writes but those to the patch; `writers` are receiving into the buffer just now, so it must stay where
+    it is. A bad chunk has a buffer only while all of it is written anew. `lock` is there while somebody holds or awaits it.
     """
 
     __slots__ = (
-        *("bad", "buffer", "checksum", "dropped", "length", "lock", "pack"),
+        *("bad", "buffer", "checksum", "dropped", "length", "lock", "pack", "patch"),
         *("start", "verified_s", "version", "writers", "written_s"),
     )
 
@@ -35,6 +38,7 @@ class Chunk:
         self.length = 0
         self.buffer: Buffer | None = None
         self.pack: Pack | None = None
+        self.patch: Patch | None = None
         self.start = 0
         self.checksum = 0
         """xxh3 of the bytes, while sealed."""
@@ -51,6 +55,20 @@ class Chunk:
     def view(self) -> memoryview | None:
         """The sealed bytes: memory of the pack's object, which stays as long as the view does."""
         return None if self.pack is None else self.pack.view[self.start : self.start + self.length]
+
+    @property
+    def is_sealed(self) -> bool:
+        """True if all of it is at rest in an object."""
+        return self.pack is not None and self.patch is None
+
+    def pieces(self, offset: int, end: int) -> list[memoryview]:
+        """Its bytes [offset, end), in order, if it has them."""
+        if self.buffer is not None:
+            return [self.buffer.view[offset:end]]
+        view = self.view
+        if view is None:
+            return []
+        return [view[offset:end]] if self.patch is None else self.patch.pieces(view, offset, end)
 
     @property
     def ref(self) -> Any:
@@ -77,17 +95,11 @@ class Member(NamedTuple):
     version: int
     buffer: Buffer | None
     pack: Pack | None
-
-    @property
-    def content(self) -> memoryview:
-        """Its bytes, open or sealed."""
-        view = self.buffer.view[: self.chunk.length] if self.buffer is not None else self.chunk.view
-        assert view is not None
-        return view
+    patch: Patch | None
 
     @property
     def is_unchanged(self) -> bool:
-        """True if the copy is what the chunk holds now."""
+        """True if the copy is what the chunk holds now, but for what was patched meanwhile."""
         now = self.chunk
         return now.version == self.version and not now.writers and now.buffer is self.buffer and now.pack is self.pack
 

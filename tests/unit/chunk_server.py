@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from gridfs.chunk.chunks import Chunks
+from gridfs.chunk.patch import PATCHED_MIN_BYTES
 from gridfs.chunk.pool import BufferPool
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
 from gridfs.types import ChunkId
 from tests.vfs.cluster import FakeObjects
 
 ONE, TWO, THREE = ChunkId(5, 0), ChunkId(5, 1), ChunkId(6, 0)
+PATCHABLE_BYTES = PATCHED_MIN_BYTES + 1000
+"""The length of a chunk that small writes do not open; its last block is a short one."""
 
 
 class Server:
@@ -41,11 +45,25 @@ class Server:
     def check(self) -> None:
         """Assert the invariants of chunks and pool."""
         assert self.chunks.check() == []
-        assert self.pool.lent_bytes == sum(len(chunk.buffer or b"") for chunk in self.chunks._chunks.values())
+        chunks = self.chunks.chunks.values()
+        patches_bytes = sum(chunk.patch.size_bytes for chunk in chunks if chunk.patch is not None)
+        assert self.pool.lent_bytes == sum(len(chunk.buffer or b"") for chunk in chunks) + patches_bytes
 
     def is_sealed(self, chunk_id: ChunkId) -> bool:
-        chunk = self.chunks.find(chunk_id)
-        return chunk is not None and chunk.view is not None
+        return self.chunks.is_sealed(chunk_id)
+
+
+async def at_rest(server: Server, chunk_id: ChunkId = ONE, size: int = PATCHABLE_BYTES) -> bytearray:
+    """A chunk at rest, and what it holds."""
+    content = random.Random(size).randbytes(size)
+    await server.sealed(chunk_id, content)
+    return bytearray(content)
+
+
+async def overwrite(server: Server, model: bytearray, offset: int, content: bytes, chunk_id: ChunkId = ONE) -> None:
+    """Write to the chunk and to its model."""
+    model[offset : offset + len(content)] = content
+    assert await server.write(chunk_id, offset, content) == len(model)
 
 
 def giving(content: bytes) -> Callable[[memoryview], Awaitable[None]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import xxhash
 
-from gridfs.chunk.chunks import QUIET_S
+from gridfs.chunk.inventory import QUIET_S
 from gridfs.config import CHUNK_SIZE_BYTES, KIB, MIB
 from tests.unit.chunk_server import ONE, THREE, TWO, Server
 
@@ -87,6 +87,7 @@ async def test_a_write_that_breaks_off_leaves_the_length(server: Server) -> None
 
 async def test_random_operations_match_bytearrays(server: Server) -> None:
     dice, models = random.Random(3), {chunk_id: bytearray() for chunk_id in (ONE, TWO, THREE)}
+    patched = 0
     for _ in range(600):
         chunk_id, at, size = dice.choice([ONE, TWO, THREE]), dice.randrange(300_000), dice.choice((1, 5000, 100_000))
         model = models[chunk_id]
@@ -113,6 +114,8 @@ async def test_random_operations_match_bytearrays(server: Server) -> None:
         assert server.chunks.check() == []
         assert server.read(chunk_id) == model
         assert await server.chunks.verify(chunk_id) != "bad"
+        patched += (chunk := server.chunks.find(chunk_id)) is not None and chunk.patch is not None
+    assert patched > 50
 
 
 # -- sealing ---------------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ async def test_check_tells_what_is_wrong() -> None:
     await server.write(ONE, 0, b"hello")
     await server.sealed(TWO, b"hello")
     server.chunks.used_bytes += 1
-    server.chunks._open.clear()
+    server.chunks.opened.clear()
     two = server.chunks.find(TWO)
     assert two is not None
     two.pack = None

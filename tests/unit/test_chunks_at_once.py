@@ -13,7 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gridfs.chunk.chunks import POOL_WAIT_S
+from gridfs.chunk.patch import PATCHED_MIN_BYTES
+from gridfs.chunk.sealer import POOL_WAIT_S
 from gridfs.config import KIB, MIB
 from gridfs.errors import FilesystemError
 from gridfs.types import ChunkId
@@ -108,7 +109,7 @@ async def test_a_chunk_that_is_being_written_when_its_pack_is_ready_is_not_in_it
         nursery.start_soon(server.chunks.write, ONE, 0, 1, slow)
         await wait_all_tasks_blocked(0.01)
         go.on.set()
-        async with server.chunks._packing:
+        async with server.chunks._sealer._packing:
             assert not server.chunks.is_sealed(ONE)
         slow.go.set()
     assert server.read(ONE) == b"Jello"
@@ -139,11 +140,11 @@ async def test_chunks_that_several_want_to_seal_are_sealed_once(server: Server) 
     assert server.objects.puts == 1
 
 
-async def change_at_random(server: Server, ino: int) -> None:
-    """Change chunks of this inode, and read after each change what they must hold."""
+async def change_at_random(server: Server, ino: int, length_max: int) -> None:
+    """Change chunks of this inode up to that length, and read after each change what they must hold."""
     dice, models = random.Random(ino), {ChunkId(ino, index): bytearray() for index in range(8)}
     for _ in range(400):
-        chunk_id, at, size = ChunkId(ino, dice.randrange(8)), dice.randrange(30_000), dice.choice((1, 300, 20_000))
+        chunk_id, at, size = ChunkId(ino, dice.randrange(8)), dice.randrange(length_max), dice.choice((1, 300, 20_000))
         model, action = models[chunk_id], dice.choice(["write", "write", "write", "cut", "drop", "alone", "read", "read"])
         if action == "write":
             content = dice.randbytes(size)
@@ -165,12 +166,16 @@ async def change_at_random(server: Server, ino: int) -> None:
             sent()
 
 
-async def test_chunks_are_changed_by_many_while_all_are_sealed_packed_and_verified() -> None:
-    server = Server(limit_bytes=MIB)
+@pytest.mark.parametrize(("length_max", "limit_bytes"), [(30_000, MIB), (300_000, 3 * MIB)])
+async def test_chunks_are_changed_by_many_while_all_are_sealed_packed_and_verified(length_max: int, limit_bytes: int) -> None:
+    """Those of the second kind are patched as well."""
+    server, patched = Server(limit_bytes), 0
 
     async def disturb() -> None:
+        nonlocal patched
         while True:
             await trio.lowlevel.checkpoint()
+            patched += sum(chunk.patch is not None for chunk in server.chunks.opened.values())
             chunk_ids = [ChunkId(ino, index) for ino, index, _ in server.chunks.inventory()]
             await server.chunks.seal_together(chunk_ids[::2])
             await server.chunks.repack()
@@ -181,9 +186,10 @@ async def test_chunks_are_changed_by_many_while_all_are_sealed_packed_and_verifi
         background.start_soon(disturb)
         async with trio.open_nursery() as nursery:
             for ino in range(10, 14):
-                nursery.start_soon(change_at_random, server, ino)
+                nursery.start_soon(change_at_random, server, ino, length_max)
         background.cancel_scope.cancel()
     assert server.objects.puts > 50
+    assert (patched > 20) == (length_max > PATCHED_MIN_BYTES), patched
     server.check()
 
 

@@ -34,8 +34,8 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chunk": tuple(
             f"gridfs.chunk{name}"
             for name in (
-                *("", ".layout", ".pool", ".objects", ".packs", ".chunk", ".chunks"),
-                *(".forwarder", ".copies", ".server"),
+                *("", ".layout", ".pool", ".objects", ".packs", ".patch", ".chunk", ".inventory"),
+                *(".sealer", ".chunks", ".forwarder", ".copies", ".server"),
             )
         ),
     },
@@ -73,14 +73,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
-        *("gridfs.chunk.chunk", "gridfs.chunk.chunks", "gridfs.chunk.forwarder", "gridfs.chunk.server"),
-        *("gridfs.chunk.client", "gridfs.chunk.grants"),
+        *(
+            f"gridfs.chunk.{name}"
+            for name in ("chunk", "inventory", "sealer", "chunks", "forwarder", "server", "client", "grants")
+        ),
         *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
     "msgpack": ("gridfs.stream", "gridfs.meta.rows", "gridfs.meta.store"),
-    "xxhash": ("gridfs.chunk.layout", "gridfs.chunk.chunks"),
+    "xxhash": ("gridfs.chunk.layout", "gridfs.chunk.chunks", "gridfs.chunk.sealer"),
 }
 """Third party -> the modules or packages that may import it. Tests may import what they like."""
 

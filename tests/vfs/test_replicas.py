@@ -119,6 +119,30 @@ async def test_overwrites_and_truncations_reach_every_copy(tmp_path: Path) -> No
         await until(lambda: cluster.used_bytes == 0)
 
 
+async def test_small_writes_to_a_sealed_chunk_reach_every_copy_and_a_new_one(tmp_path: Path) -> None:
+    dice, model = random.Random(8), bytearray(random.Random(9).randbytes(MIB))
+    async with mounted(tmp_path) as (cluster, filesystem):
+        ino = await write_closed(filesystem, b"file", bytes(model))
+        chunk_id = ChunkId(ino, 0)
+        for server in holders(filesystem, ino):
+            assert await cluster.node(server).service.chunks.seal(chunk_id)
+        fh = await filesystem.open(ino, os.O_RDWR)
+        for _ in range(200):
+            at, content = dice.randrange(MIB - 5000), dice.randbytes(dice.choice((1, 4 * KIB, 5000)))
+            model[at : at + len(content)] = content
+            await filesystem.data.write(fh, at, content)
+        await filesystem.data.fsync(fh)
+        await filesystem.release(fh)
+        for server in holders(filesystem, ino):
+            chunk = cluster.node(server).service.chunks.find(chunk_id)
+            assert chunk is not None
+            assert chunk.patch is not None
+            assert held(cluster, server, ino) == model
+        await filesystem.set_xattr(ino, REPLICAS, b"3")
+        await until(lambda: len(holders(filesystem, ino)) == 3)
+        assert [held(cluster, server, ino) == model for server in holders(filesystem, ino)] == [True] * 3
+
+
 async def test_fsync_waits_for_every_copy(tmp_path: Path) -> None:
     async with mounted(tmp_path, nodes=2) as (cluster, filesystem):
         ino = await write_closed(filesystem, b"file", b"old")

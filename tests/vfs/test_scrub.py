@@ -124,7 +124,7 @@ async def test_nothing_is_wrong_while_mounts_write_and_remove(tmp_path: Path) ->
 async def test_the_rate_holds_over_all_servers(tmp_path: Path) -> None:
     async with filled(tmp_path, content=bytes(2 * CHUNK_SIZE_BYTES)) as (cluster, _):
         for node in cluster.nodes:
-            for chunk_id in list(node.service.chunks._chunks):
+            for chunk_id in list(node.service.chunks.chunks):
                 await node.service.chunks.seal(chunk_id)
         begun_s = trio.current_time()
         report = await scrubbed(cluster, rate_bytes_s=6 * CHUNK_SIZE_BYTES)
