@@ -71,4 +71,4 @@ def second_mountpoint(bed: Testbed) -> Iterator[Path]:
 def test_random_calls_on_two_mounts_do_what_they_do_on_one_tmpfs(root: Path, second_mountpoint: Path, tmpfs: Path) -> None:
     top = testbed.testbed().mountpoint
     roots = [root, second_mountpoint / root.relative_to(top)]
-    run(lambda: MountedMachine(roots, tmpfs), profile(examples=15, steps=40))
+    run(lambda: MountedMachine(roots, tmpfs), profile(examples=8, steps=40))

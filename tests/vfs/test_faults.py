@@ -21,7 +21,7 @@ from tests.vfs.faults import Kind, deadlines, faulty
 from tests.vfs.program import PIECE_BYTES, go_through, rewrite, started
 
 REPEATED = [("read", 1), ("read", 3), ("truncate", 1), ("drop", 1), ("length", 1)]
-WRITES = (1, 3, 8, 11, 14)
+WRITES = (1, 8, 14)
 """Into a new chunk, across a border, over bytes that are there, after truncation, into a chunk of which nothing is known."""
 
 

@@ -153,7 +153,7 @@ async def test_nothing_is_wrong_while_mounts_write_truncate_and_unlink(tmp_path:
                     nursery.start_soon(overwrite, filesystem, b"overwritten%d" % number)
                     nursery.start_soon(append, filesystem, b"appended%d" % number)
                 await trio.sleep(0.3)
-                for _ in range(4):
+                for _ in range(2):
                     report = await cluster.fsck(mend=True, pause_s=2.0)
                     assert list(report.lines())[:-1] == []
                 nursery.cancel_scope.cancel()

@@ -228,7 +228,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking would wait for each that fails
+@settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking would wait for each that fails
 @given(st.lists(steps, max_size=15))
 def test_what_is_used_and_granted_is_what_chunks_take_and_clients_hold(
     actions: list[tuple[str, int, str, int, int]],
