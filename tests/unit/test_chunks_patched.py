@@ -285,7 +285,7 @@ async def test_without_memory_for_a_patch_a_write_is_enospc_before_anything_was_
     server.check()
 
 
-async def test_a_patch_that_waits_for_memory_while_its_chunk_is_dropped_takes_none() -> None:
+async def test_a_patch_that_waits_for_memory_while_its_chunk_is_dropped_takes_none(autojump_clock: MockClock) -> None:
     server = Server(limit_bytes=MIB)
     await at_rest(server)
     assert await server.chunks.verify(ONE) == "good"
@@ -296,6 +296,8 @@ async def test_a_patch_that_waits_for_memory_while_its_chunk_is_dropped_takes_no
         await wait_all_tasks_blocked()
         server.chunks.drop(ONE)
         server.pool.give_back(held)
+        await server.write(ONE, 0, b"fresh")
+    assert server.read(ONE) == b"fresh"
     server.check()
 
 
