@@ -80,8 +80,9 @@ class Slow:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.go = trio.Event()
+        self.asked, self.go = trio.Event(), trio.Event()
 
     async def __call__(self, view: memoryview) -> None:
+        self.asked.set()
         await self.go.wait()
         view[:] = self.content

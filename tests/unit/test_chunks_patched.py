@@ -164,7 +164,7 @@ async def test_a_patch_for_a_chunk_that_is_dropped_meanwhile_goes_nowhere(server
     async with trio.open_nursery() as nursery:
         slow = Slow(b"stale")
         nursery.start_soon(server.chunks.write, ONE, 0, 5, slow)
-        await wait_all_tasks_blocked()
+        await slow.asked.wait()
         server.chunks.drop(ONE)
         if anew:
             await server.write(ONE, 0, b"fresh")
@@ -219,7 +219,7 @@ async def test_a_chunk_found_bad_while_a_patch_arrives_does_not_take_it(server: 
                 await server.chunks.write(ONE, 0, 4, slow)
 
         nursery.start_soon(write)
-        await wait_all_tasks_blocked()
+        await slow.asked.wait()
         corrupt(server.chunks, ONE)
         assert await server.chunks.verify(ONE) == "bad"
         slow.go.set()
@@ -282,6 +282,22 @@ async def test_without_memory_for_a_patch_a_write_is_enospc_before_anything_was_
         await server.chunks.write(ONE, 0, 1, Slow(b"x"))
     assert server.read(ONE) == model
     server.pool.give_back(held)
+    server.check()
+
+
+async def test_a_patch_that_waits_for_memory_while_its_chunk_is_dropped_takes_none(autojump_clock: MockClock) -> None:
+    server = Server(limit_bytes=MIB)
+    await at_rest(server)
+    assert await server.chunks.verify(ONE) == "good"
+    held = server.pool.lend(MIB)
+    assert held is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.write, ONE, 0, b"x")
+        await wait_all_tasks_blocked()
+        server.chunks.drop(ONE)
+        server.pool.give_back(held)
+        await server.write(ONE, 0, b"fresh")
+    assert server.read(ONE) == b"fresh"
     server.check()
 
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from gridfs.chunk.inventory import PATCH_QUIET_S, QUIET_S
+from gridfs.chunk.patch import BLOCK_BYTES
 from gridfs.config import KIB
 from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, PATCHABLE_BYTES, TWO, Server, Slow, at_rest, overwrite
@@ -76,7 +76,7 @@ async def test_a_chunk_is_not_quiet_while_its_first_patch_arrives(server: Server
     async with trio.open_nursery() as nursery:
         slow = Slow(b"x")
         nursery.start_soon(server.chunks.write, ONE, 0, 1, slow)
-        await wait_all_tasks_blocked()
+        await slow.asked.wait()
         assert server.chunks.quiet() == []
         slow.go.set()
 
@@ -114,12 +114,30 @@ async def test_without_room_for_a_new_object_patches_stay_and_become_one(server:
             await overwrite(server, model, at, b"meanwhile")
         server.objects.full = True
     assert (server.read(ONE), server.chunks.check(), server.is_sealed(ONE)) == (bytes(model), [], False)
+    chunk = server.chunks.find(ONE)
+    assert chunk is not None
+    assert chunk.patch is not None
+    assert chunk.patch.under is None
     for at in (7, 8000, 60_007, 90_000):
         await overwrite(server, model, at, b"later")
     assert server.read(ONE) == model
     server.objects.full = False
     assert await server.chunks.seal(ONE)
     assert (server.read(ONE), server.pool.lent_bytes) == (bytes(model), 0)
+
+
+@pytest.mark.expected_log("chunk 5/0 and 0 others stay as they are: as asked")
+async def test_patches_that_become_one_use_all_of_their_memory(server: Server) -> None:
+    model = await at_rest(server)
+    await overwrite(server, model, 0, b"before")
+    async with while_sealing(server):
+        await overwrite(server, model, 0, b"meanwhile")
+        server.objects.full = True
+    for place in range(1, 8):
+        await overwrite(server, model, place * BLOCK_BYTES, b"later")
+        assert server.pool.lent_bytes == 2 * SLAB
+    await overwrite(server, model, 8 * BLOCK_BYTES, b"later")
+    assert (server.pool.lent_bytes, server.read(ONE)) == (3 * SLAB, bytes(model))
 
 
 @pytest.mark.parametrize("change", ["grow", "cut", "drop", "anew"])
@@ -151,7 +169,7 @@ async def test_a_patch_that_arrives_while_the_chunk_is_sealed_gets_memory_anew(s
     async with trio.open_nursery() as nursery:
         slow = Slow(b"slow" * 5000)
         nursery.start_soon(server.chunks.write, ONE, 2, 20_000, slow)
-        await wait_all_tasks_blocked()
+        await slow.asked.wait()
         assert await server.chunks.seal(ONE)
         assert (server.read(ONE), server.pool.lent_bytes) == (bytes(model), 0)
         slow.go.set()
@@ -166,6 +184,18 @@ async def test_patched_chunks_get_objects_of_their_own(server: Server) -> None:
     chunk = server.chunks.find(ONE)
     assert chunk is not None
     assert chunk.ref.memory == model
+
+
+async def test_an_object_that_does_not_hold_the_newest_bytes_is_not_given_to_anyone(server: Server) -> None:
+    model, told = await at_rest(server), []
+    await overwrite(server, model, 7, b"x")
+
+    async def seal_alone(chunk_id: ChunkId) -> None:
+        told.append(await server.chunks.seal_alone(chunk_id))
+
+    async with while_sealing(server, seal_alone):
+        await overwrite(server, model, 7, b"y")
+    assert told == [False]
 
 
 async def test_patches_are_not_lost_when_their_chunks_move_to_another_pack(server: Server) -> None:
