@@ -14,7 +14,8 @@ import pytest
 
 from tests.suite.syscalls import fails, listing, opened, write
 
-MANY = 100_000
+MANY = 30_000
+"""100,000 are listed by `tools/bench scale`: to make and remove them one by one takes most of a minute."""
 STABLE = 3000
 LISTINGS = 8
 
@@ -54,7 +55,7 @@ def test_a_listing_tells_the_type_of_each_entry(root: Path) -> None:
         assert entry.inode() == (root / name).lstat().st_ino
 
 
-def test_one_directory_holds_100_000_entries(root: Path) -> None:
+def test_one_directory_holds_30_000_entries(root: Path) -> None:
     """All of them are listed, once each; any of them is found; the directory can be emptied again."""
     top = root / "many"
     top.mkdir()
@@ -65,7 +66,7 @@ def test_one_directory_holds_100_000_entries(root: Path) -> None:
         listed = os.listdir(top)
         assert len(listed) == MANY
         assert set(listed) == names
-        assert os.stat("entry-077777", dir_fd=directory).st_size == 0
+        assert os.stat("entry-027777", dir_fd=directory).st_size == 0
         for name in listed:
             os.unlink(name, dir_fd=directory)
     top.rmdir()
