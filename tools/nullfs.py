@@ -247,7 +247,7 @@ def main() -> None:
         threading.Thread(target=raise_read_ahead, args=(mountpoint, READ_AHEAD_KIB), daemon=True).start()
     print("ready", flush=True)
     try:
-        trio.run(pyfuse3.main, 8, 64)
+        trio.run(pyfuse3.main, 8, 32)  # as a mount has by default
     finally:
         pyfuse3.close()
 
