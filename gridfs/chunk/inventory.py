@@ -26,8 +26,8 @@ class Inventory:
     """The chunks, and their changes of state, none of which awaits.
 
     Between awaits: `used_bytes` is the sum of lengths of all chunks, and every chunk has a buffer or a pack (neither while its
-    length is 0, or when it is bad); with the pack it may have a patch. Only this, `Chunks` and
-    `Sealer` change `chunks` and `opened`.
+    length is 0, or when it is bad); with the pack it may have a patch. Only this, `Chunks` and `Sealer`
+    change `chunks` and `opened`.
     """
 
     def __init__(self, pool: BufferPool, clock: Callable[[], float] = trio.current_time) -> None:

@@ -95,7 +95,8 @@ class Sealer:
         """Move chunks out of packs that are mostly waste, or too small to be worth an object, so that those can go."""
         chosen = self._inventory.packs.to_repack()
         chunk_ids = [chunk_id for pack in chosen for chunk_id in pack.chunk_ids]
-        await self._pack_up(chunk_ids, lambda chunk: chunk.pack in chosen)
+        sources = set(chosen)
+        await self._pack_up(chunk_ids, lambda chunk: chunk.pack in sources)
 
     async def _pack_up(self, chunk_ids: Iterable[ChunkId], is_wanted: Callable[[Chunk], bool]) -> None:
         """Copy the chunks that are wanted, also when it is their turn, into as few packs as they fit in.
