@@ -179,11 +179,11 @@ def _node_problems(placement: PlacementMap, ended: Collection[str]) -> Iterator[
     for host, chunks in sorted(lost.items()):
         count = f"{chunks:,} chunk" if chunks == 1 else f"{chunks:,} chunks"
         if host in ended:
-            yield f"{host} has died with {count}: files that had chunks there fail; gridfs down and up begin anew, empty"
+            yield f"{host} has died with {count}: files with chunks that were only there fail; gridfs down and up begin anew"
         elif host not in alive:
             yield f"{host} does not answer: files with chunks there fail ({count} when it last did), and it gets no new ones"
         elif chunks:
-            yield f"the chunk server on {host} died with {count}: remove the files that fail now, or copy them in again"
+            yield f"the chunk server on {host} died with {count}: remove the files that were only there, or copy them in again"
     if not alive:
         yield "no node takes chunks: writes fail until a worker is back"
 

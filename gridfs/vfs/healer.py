@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Collection, Iterable
 
 import trio
@@ -19,6 +20,8 @@ from gridfs.vfs.placer import Placer
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 0.5
+RETRY_S = 20.0
+"""After something could not be mended, for want of space as a rule."""
 SCAN_SLICE = 1000
 """Inodes that are looked at without letting others run."""
 
@@ -35,6 +38,9 @@ class Healer:
         self._meta, self._chunks, self._handles, self._placer = meta, chunks, handles, placer
         self._waiting: dict[ChunkId, set[str]] = {}
         self._living: frozenset[str] = frozenset()
+        self._again_s = math.inf
+        """When everything is looked at again because something could not be mended."""
+        self._made = 0
 
     def look_at(self, chunk_id: ChunkId) -> None:
         """Something may be wrong with the chunk's copies."""
@@ -62,18 +68,21 @@ class Healer:
             self.look_at(ChunkId(ino, index))
 
     async def run(self) -> None:
-        """Mend until cancelled; looks at everything at first, and whenever a server is lost or found."""
+        """Mend until cancelled; looks at everything at first, whenever a server is lost or found, and again after a failure."""
         while True:
             await trio.sleep(CHECK_INTERVAL_S)
             if self._meta.failure or not self._meta.eldest:
                 continue
             living = frozenset(node.server for node in self._chunks.placement.nodes if node.alive)
-            if living != self._living:
-                self._living = living
+            if living != self._living or trio.current_time() >= self._again_s:
+                self._living, self._again_s = living, math.inf
                 await self._scan()
+            made_before = self._made
             while self._waiting and not self._meta.failure:
                 chunk_id = next(iter(self._waiting))
                 await self._look(chunk_id, self._waiting.pop(chunk_id))
+            if self._made > made_before:
+                log.info("made %d copies of chunks that lacked them", self._made - made_before)
 
     async def _scan(self) -> None:
         """Look at every chunk that has not its copies, and could have."""
@@ -98,6 +107,7 @@ class Healer:
                     await self._mend(chunk_id, bad)
                 except FilesystemError as error:
                     log.warning("chunk %d/%d could not be healed: %s", *chunk_id, error.strerror)
+                    self._again_s = min(self._again_s, trio.current_time() + RETRY_S)
 
     async def _mend(self, chunk_id: ChunkId, bad: Collection[str]) -> None:
         """Withdraw copies that are lost or bad, make those that are wanting, drop those that are too many."""
@@ -109,7 +119,7 @@ class Healer:
         wanted = self._placer.wanted(chunk_id.ino)
         for target in targets(self._chunks.placement, chunk_id, good)[: max(0, wanted - len(good))]:
             good = await self._add_copy(chunk_id, good, target)
-            log.info("chunk %d/%d has %d copies again", *chunk_id, len(good))
+            self._made += 1
         if len(good) > wanted:
             await self._placer.withdraw(*chunk_id, good[wanted:])
             await self._drop(chunk_id, good[wanted:])

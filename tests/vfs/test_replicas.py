@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Callable
@@ -224,6 +225,19 @@ async def test_a_file_that_asks_for_more_copies_gets_them_and_for_fewer_loses_th
         await filesystem.set_xattr(ino, REPLICAS, b"1")
         await until(lambda: cluster.used_bytes == len(content))
         assert await read_all(filesystem, b"file") == content
+
+
+@pytest.mark.expected_log("could not be healed: .* has no room for a copy")
+async def test_a_copy_for_which_there_was_no_room_is_made_once_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gridfs.vfs.healer.RETRY_S", 0.2)
+    async with mounted(tmp_path, nodes=1) as (cluster, filesystem):
+        ino = await write_closed(filesystem, b"file", bytes(2 * MIB))
+        cluster.add_node("small", MIB)
+        await until(lambda: filesystem.data.healer._again_s < math.inf)
+        cluster.node("small").service.capacity_bytes = 16 * MIB
+        await until(lambda: len(holders(filesystem, ino)) == 2)
 
 
 # -- failure ---------------------------------------------------------------------------------------------------------
