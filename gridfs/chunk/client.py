@@ -77,7 +77,7 @@ class NodeLink:
             try:
                 connection = await Connection.open(self.node.address, self._secret, {**self._identity(), "stream": kind})
             except ConnectionLost as error:
-                failure = FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {error}")
+                failure = self._eio(error)
                 self._failures[kind] = (trio.current_time(), failure)
                 raise failure from error
             if kind == WRITE:
@@ -104,8 +104,12 @@ class NodeLink:
                 return reply
             except ConnectionLost as lost:
                 if attempt == 2 or self.lost:
-                    raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
+                    raise self._eio(lost) from lost
         raise AssertionError
+
+    def _eio(self, lost: ConnectionLost) -> FilesystemError:
+        """What programs hear of a server that cannot be reached."""
+        return FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}")
 
     async def granted(self) -> Grants:
         """The space granted on the write stream, which is opened if need be. Raises EIO when the server cannot be reached."""
@@ -120,7 +124,7 @@ class NodeLink:
         try:
             return await grants.take(charge_bytes, room_bytes, chunk_id)
         except ConnectionLost as lost:
-            raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
+            raise self._eio(lost) from lost
 
     async def take_some(self, most_bytes: int) -> int:
         """As `Grants.take_some`. Raises EIO when the server cannot be reached."""
@@ -128,7 +132,7 @@ class NodeLink:
         try:
             return await grants.take_some(most_bytes)
         except ConnectionLost as lost:
-            raise FilesystemError(errno.EIO, f"chunk server on {self.node.host}: {lost}") from lost
+            raise self._eio(lost) from lost
 
     def give_back(self) -> None:
         """Tell the server of space that is not used. Never waits."""
@@ -190,12 +194,15 @@ class ChunkClient:
 
     def is_alive(self, server: str) -> bool:
         """False once the server is lost, as the newest placement map has it."""
-        return any(node.server == server and node.alive for node in self.placement.nodes)
+        return self._living(server) is not None
+
+    def _living(self, server: str) -> PlacementNode | None:
+        return next((node for node in self.placement.nodes if node.server == server and node.alive), None)
 
     def link(self, server: str) -> NodeLink:
         """The link to a chunk server. Raises EIO when it is lost: its chunks are gone with it."""
-        node = next((node for node in self.placement.nodes if node.server == server), None)
-        if node is None or not node.alive:
+        node = self._living(server)
+        if node is None:
             raise FilesystemError(errno.EIO, f"chunk server {server} is lost")
         link = self._links.get(server)
         if link is None:
@@ -211,23 +218,24 @@ class ChunkClient:
         offset: int,
         data: Buffer,
         charge_bytes: int,
-        callback: Callable[[Reply], None],
-    ) -> None:
+        callback: Callable[[Reply], None] | None = None,
+    ) -> Reply:
         """Send bytes that `take` has found space for on each link; the first server passes them on to the others.
 
-        `callback` hears of the outcome, which is [host, port, reason] of each of the others that has not got them. Never waits,
-        never raises. On one link, writes, truncations and drops take effect in the order they were called.
+        `callback` hears of the outcome, as does who waits for the reply that is returned: it is [host, port, reason] of each of
+        the others that has not got them. Never waits, never raises. On one link, writes, truncations and drops take effect in
+        the order they were called.
         """
         first, others = links[0], links[1:]
         connection = first.ready(WRITE)
         if connection is None:
             reply = Reply(0, None, callback)
             reply.finish(None, 0, ConnectionLost("the connection ended before the write"))
-            return
+            return reply
         arguments: tuple[Any, ...] = ()
         if others:
             arguments = (None, [link.node.address for link in others])
-        connection.submit("write", *chunk_id, offset, charge_bytes, *arguments, payload=data, callback=callback)
+        return connection.submit("write", *chunk_id, offset, charge_bytes, *arguments, payload=data, callback=callback)
 
     def candidates(self, servers: Sequence[str]) -> list[tuple[str, float]]:
         """Whom to ask for a chunk that `servers` hold, and for how long (seconds) before the next is asked.

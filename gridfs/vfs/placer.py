@@ -111,11 +111,12 @@ class Placer:
         """
         placement, chunk_id = self._chunks.placement, ChunkId(file.ino, piece.index)
         nodes = pick(placement, *chunk_id, len(placement.nodes))
+        wanted = self.wanted(file.ino)
         parts: dict[str, Space] = {}
         unreachable: set[str] = set()
         for room_bytes in (CHUNK_SIZE_BYTES, 0):
             for node in nodes if room_bytes else self._chunks.roomiest(nodes):
-                if len(parts) < self.wanted(file.ino) and node.server not in parts and node.server not in unreachable:
+                if len(parts) < wanted and node.server not in parts and node.server not in unreachable:
                     try:
                         links = [self._chunks.link(node.server)]
                         part = await take(links, chunk_id, piece, 0, room_bytes, partly=partly and not room_bytes)
@@ -125,7 +126,7 @@ class Placer:
                         continue
                     if part is not None:
                         parts[node.server] = part
-        if not parts or len(parts) < min(self.wanted(file.ino), len(nodes) - len(unreachable)):
+        if not parts or len(parts) < min(wanted, len(nodes) - len(unreachable)):
             for part in parts.values():
                 part.put_back()
             return None

@@ -145,20 +145,13 @@ class Writeback:
             if reply.error is None:
                 return
             links = [link for link in links if link not in failed]
-            done = trio.Event()
-            replies: list[Reply] = []
-
-            def replied(again: Reply, done: trio.Event = done, replies: list[Reply] = replies) -> None:
-                replies.append(again)
-                done.set()
-
             if not links:
                 raise FilesystemError(errno.EIO, "every server that held the chunk is lost")
             with suppress(FilesystemError):  # then the write fails too, and the next one is tried
                 await links[0].connection(WRITE)
-            self._chunks.write(links, sent.chunk_id, sent.piece.offset, sent.data, sent.space.charge_bytes, replied)
-            await done.wait()
-            reply = replies[0]
+            reply = self._chunks.write(links, sent.chunk_id, sent.piece.offset, sent.data, sent.space.charge_bytes)
+            with suppress(ConnectionLost, FilesystemError):  # `_failed` looks at what became of it
+                await reply.wait()
 
 
 def _failed(links: list[NodeLink], reply: Reply) -> list[NodeLink]:

@@ -218,7 +218,7 @@ class HeldWrites:
     def __init__(self, filesystem: Filesystem) -> None:
         self._chunks, self._write = filesystem._chunks, filesystem._chunks.write
         self._held: list[tuple[Any, ...]] = []
-        self._chunks.write = lambda *arguments: self._held.append(arguments)  # type: ignore[method-assign]
+        self._chunks.write = lambda *arguments: self._held.append(arguments)  # type: ignore[method-assign, assignment]
 
     def release(self) -> None:
         self._chunks.write = self._write  # type: ignore[method-assign]
