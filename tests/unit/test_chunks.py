@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import xxhash
@@ -11,14 +10,6 @@ import xxhash
 from gridfs.chunk.inventory import QUIET_S
 from gridfs.config import CHUNK_SIZE_BYTES, KIB, MIB
 from tests.unit.chunk_server import ONE, THREE, TWO, Server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
-
 
 # -- reading and writing ---------------------------------------------------------------------------------------------
 

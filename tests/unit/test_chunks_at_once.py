@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -20,13 +20,6 @@ from gridfs.errors import FilesystemError
 from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, THREE, TWO, Server, Slow
 from tests.vfs.cluster import corrupt
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
 
 
 class Pause:

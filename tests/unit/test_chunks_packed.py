@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -12,13 +11,6 @@ from gridfs.chunk.packs import PACK_MAX_BYTES, PACK_MAX_CHUNKS, SMALL_MAX_BYTES,
 from gridfs.config import KIB
 from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, THREE, TWO, Server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
 
 
 def content_of(chunk_id: ChunkId, size: int) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -21,13 +21,6 @@ from tests.vfs.cluster import corrupt
 
 SLAB = 16 * KIB
 IS_BAD = r"chunk \d/\d+ is bad: its bytes do not fit their checksum"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,13 +17,6 @@ from gridfs.types import ChunkId
 from tests.unit.chunk_server import ONE, PATCHABLE_BYTES, TWO, Server, Slow, at_rest, overwrite
 
 SLAB = 16 * KIB
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
 
 
 @asynccontextmanager

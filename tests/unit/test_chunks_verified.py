@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -22,13 +22,6 @@ from tests.vfs.cluster import corrupt
 SIZES = (5, 16 * KIB, SMALL_MAX_BYTES + 1)
 """Of which the last is hashed in a thread."""
 IS_BAD = r"chunk \d/\d+ is bad: its bytes do not fit their checksum"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.check()
 
 
 async def sealed(server: Server, size: int = 2 * MIB) -> bytes:

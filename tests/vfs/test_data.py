@@ -23,12 +23,6 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-async def filesystem(cluster: Cluster) -> AsyncIterator[Filesystem]:
-    async with cluster.mounted() as filesystem:
-        yield filesystem
-
-
 async def create(filesystem: Filesystem, name: bytes = b"file", flags: int = os.O_RDWR) -> tuple[int, int]:
     ino = (await filesystem.make(USER, 1, name, REGULAR)).ino
     return ino, await filesystem.open(ino, flags)
