@@ -184,12 +184,15 @@ def test_a_file_removed_on_one_mount_stays_readable_where_it_is_open(root: Path,
 
 
 def test_the_other_mount_goes_on_when_one_is_killed(bed: Testbed, root: Path, there: Path, second: Path) -> None:
-    (there / "closed").write_text("kept")
+    with open(there / "fsynced", "w") as file:
+        file.write("kept")
+        file.flush()
+        os.fsync(file.fileno())
     os.kill(daemon_pid(second), signal.SIGKILL)
     began_s = time.monotonic()
     (root / "after").write_text("made")
     assert time.monotonic() - began_s < LEASE_S
-    assert (root / "closed").read_text() == "kept"
+    assert (root / "fsynced").read_text() == "kept"
     bed.gridfs("umount", second)
 
 

@@ -15,7 +15,7 @@ from gridfs.meta.lease import DARK, LEASE, SHARED
 from gridfs.stream.endpoint import Answer
 from gridfs.vfs.filesystem import Filesystem
 from tests.vfs.cluster import USER, Cluster, running
-from tests.vfs.files import FILE, read_all, write_closed
+from tests.vfs.files import FILE, read_all, write_closed, write_fsynced
 
 LIMIT_S = 20.0
 
@@ -121,7 +121,7 @@ async def test_a_mount_that_crashed_is_soon_not_waited_for(tmp_path: Path) -> No
     with trio.fail_after(LIMIT_S):
         async with running(tmp_path) as cluster, cluster.mounted("/a") as one:
             async with cluster.mounted("/b") as two:
-                await write_closed(two, b"file", b"2")
+                await write_fsynced(two, b"file", b"2")
             await write_closed(one, b"other", b"1")
             await until_state(one, LEASE)
             assert await read_all(one, b"file") == b"2"
