@@ -22,7 +22,14 @@ OURS = (".ci", ".github")
 
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"values": ("gridfs", *(f"gridfs.{name}" for name in ("types", "errors", "config", "buffers", "logs")))},
-    {"stream": ("gridfs.stream.*",), "node": ("gridfs.node",)},
+    {
+        "stream": ("gridfs.stream.*",),
+        "node": ("gridfs.node",),
+        "offload": (
+            *("gridfs.offload", "gridfs.offload.functions.*"),
+            *(f"gridfs.offload.{name}" for name in ("job", "registry", "request", "process", "sandbox", "command", "python")),
+        ),
+    },
     {
         "meta": tuple(
             f"gridfs.meta{name}"
@@ -35,7 +42,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
             f"gridfs.chunk{name}"
             for name in (
                 *("", ".layout", ".pool", ".objects", ".packs", ".patch", ".chunk", ".inventory"),
-                *(".sealer", ".chunks", ".forwarder", ".copies", ".server"),
+                *(".sealer", ".chunks", ".holds", ".forwarder", ".copies", ".server"),
             )
         ),
     },
@@ -44,7 +51,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chunk": ("gridfs.chunk.client", "gridfs.chunk.grants", "gridfs.chunk.mending"),
         "cluster": ("gridfs.cluster.*",),
     },
-    {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",)},
+    {"vfs": ("gridfs.vfs.*",), "fsck": ("gridfs.fsck.*",), "offload": ("gridfs.offload.*",)},
     {"mount": ("mount.*",), "scheduler": ("scheduler.*",)},
     {"cli": ("gridfs.cli.*",), "mount": ("mount.__main__",), "scheduler": ("scheduler.__main__",)},
     {"tests": ("tests.*",), "tools": ("tools.*",)},
@@ -66,23 +73,24 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "psutil": ("gridfs.node",),
     "ray": (
         *("gridfs.cluster", "gridfs.chunk.server", "gridfs.chunk.objects"),
-        *("scheduler.daemon", "scheduler.offload", "scheduler.executor"),
+        *("gridfs.offload.runner", "gridfs.offload.source", "scheduler.daemon", "scheduler.executor"),
     ),
-    "sqlite3": ("gridfs.meta.store",),
+    "sqlite3": ("gridfs.meta.store", "scheduler.jobs.store"),
     "trio": (
         *("gridfs.stream", "gridfs.meta.server", "gridfs.meta.service", "gridfs.meta.engine", "gridfs.meta.session"),
         "gridfs.meta.members",
         *("gridfs.meta.holders", "gridfs.meta.client", "gridfs.meta.attachment", "gridfs.meta.thin", "gridfs.fsck"),
         *(
             f"gridfs.chunk.{name}"
-            for name in ("chunk", "inventory", "sealer", "chunks", "forwarder", "server", "client", "grants")
+            for name in ("chunk", "inventory", "sealer", "chunks", "holds", "forwarder", "server", "client", "grants")
         ),
-        *("gridfs.vfs", "mount", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
+        *(f"gridfs.offload.{name}" for name in ("client", "source", "writer", "runner")),
+        *("gridfs.vfs", "mount", "scheduler.jobs", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
-    "msgpack": ("gridfs.stream", "gridfs.meta.rows", "gridfs.meta.store"),
-    "xxhash": ("gridfs.chunk.layout", "gridfs.chunk.chunks", "gridfs.chunk.sealer"),
+    "msgpack": ("gridfs.stream", "gridfs.meta.rows", "gridfs.meta.store", "gridfs.offload", "scheduler.jobs.store"),
+    "xxhash": ("gridfs.chunk.layout", "gridfs.chunk.chunks", "gridfs.chunk.sealer", "gridfs.offload.functions"),
 }
 """Third party -> the modules or packages that may import it. Tests may import what they like."""
 
