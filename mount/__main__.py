@@ -9,10 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import trio
-
 from gridfs import config, logs
 from gridfs.errors import GridfsError
+from gridfs.stream import lookout
 from gridfs.types import Address, Endpoints
 from mount.options import Options, parse_options
 from mount.session import serve
@@ -117,7 +116,7 @@ def _serve(mountpoint: str, endpoints: Endpoints, options: Options, handoff: Pat
         tell()
 
     try:
-        trio.run(serve, mountpoint, endpoints, options, mounted)
+        lookout.run(serve, mountpoint, endpoints, options, mounted)
     except* GridfsError as errors:
         raise GridfsError(str(errors.exceptions[0])) from None
     finally:

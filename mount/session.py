@@ -21,7 +21,7 @@ from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError,
 from gridfs.meta.client import MetaClient
 from gridfs.types import Endpoints
 from gridfs.vfs.filesystem import Filesystem
-from mount import device
+from mount import baton, device
 from mount.kernel import KernelCache
 from mount.operations import Operations
 from mount.options import TASKS_MIN, Options
@@ -97,6 +97,7 @@ def _mount(filesystem: Filesystem, mountpoint: str, flags: frozenset[str]) -> Ca
             fuse_options.add("allow_other")
             fd = device.mount(mountpoint, flags)
             served, unmount = f"/dev/fd/{fd}", functools.partial(_close, fd, mountpoint)
+        baton.install()
         pyfuse3.init(Operations(filesystem), served, fuse_options)
         filesystem.kernel = KernelCache()
     except (RuntimeError, OSError) as error:

@@ -15,6 +15,7 @@ from gridfs.buffers import Buffer
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.stream import local
 from gridfs.stream.handshake import Identity, prove_to_server
+from gridfs.stream.lookout import SHORT_S
 from gridfs.stream.wire import Wire, pack_frame
 from gridfs.types import Address
 
@@ -27,15 +28,22 @@ PENDING_MAX = 1 << 16
 """Requests without a reply on one connection; callers have far tighter bounds of their own."""
 _BATCH_BUFFERS = 64
 """Handed to one sendmsg(2); the system allows 1024."""
+_NO_ROOM = memoryview(bytearray())
 
 
 class Reply:
     """The reply to come of one request. `outcome` is set before `done`; callbacks run in the connection's receiver."""
 
-    __slots__ = ("_callback", "_done", "error", "into", "number", "payload_bytes", "result", "submitted_s")
+    __slots__ = ("_callback", "_done", "_look", "error", "into", "number", "payload_bytes", "result", "submitted_s")
 
-    def __init__(self, number: int, into: memoryview | None, callback: Callable[[Reply], None] | None) -> None:
-        self.number, self.into, self._callback = number, into, callback
+    def __init__(
+        self,
+        number: int,
+        into: memoryview | None,
+        callback: Callable[[Reply], None] | None,
+        look: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self.number, self.into, self._callback, self._look = number, into, callback, look
         self._done: trio.Event | None = None
         self.error: Exception | None = None
         self.result: Any = None
@@ -45,11 +53,16 @@ class Reply:
     def finish(self, result: Any, payload_bytes: int, error: Exception | None) -> None:
         """Settle it, once; called by the connection."""
         self.result, self.payload_bytes, self.error = result, payload_bytes, error
-        self.into = None
+        self.into = self._look = None
         if self._done is not None:
             self._done.set()
         if self._callback:
             self._callback(self)
+
+    def look(self) -> None:
+        """Settle it now, if it is unsettled and about to come; for whoever is going to wait for it. Does not yield."""
+        if self._look is not None:
+            self._look(self)
 
     async def wait(self) -> Any:
         """The result; raises FilesystemError as the server did, or ConnectionLost.
@@ -57,6 +70,7 @@ class Reply:
         `payload_bytes` of the reply's payload are then in the buffer that the request named. Cancelling the wait does
         not take the request back, and the buffer must be left alone until the connection has settled the reply.
         """
+        self.look()
         if self.payload_bytes < 0:
             self._done = trio.Event()
             await self._done.wait()
@@ -83,6 +97,8 @@ class Connection:
         self._numbers = 0
         self._heard_s = 0.0
         """When the last reply came."""
+        self._is_quick = False
+        """Whether that was soon after its request."""
         self._lost: ConnectionLost | None = None
 
     @staticmethod
@@ -129,7 +145,7 @@ class Connection:
         if len(self._pending) >= PENDING_MAX:
             raise FilesystemError(errno.EAGAIN, "too many requests without a reply")
         self._numbers += 1
-        reply = Reply(self._numbers, into, callback)
+        reply = Reply(self._numbers, into, callback, self._look_for)
         buffers: list[Buffer] = [pack_frame([self._numbers, method, arguments], len(payload))]
         if len(payload):
             buffers.append(payload)
@@ -175,16 +191,36 @@ class Connection:
     async def _receive_replies(self) -> None:
         while True:
             (number, code, result), payload_bytes = await self._wire.receive()
-            if not self._pending or self._pending[0].number != number:
-                raise ConnectionLost(f"the server answered request {number}, which is not the next")
-            reply = self._pending[0]
+            room = self._room_for(number, payload_bytes)
             if payload_bytes:
-                if reply.into is None or payload_bytes > len(reply.into):
-                    raise ConnectionLost(f"a payload of {payload_bytes} bytes has no room")
-                await self._wire.receive_payload(reply.into[:payload_bytes])
-            self._pending.popleft()
-            self._heard_s = trio.current_time()
-            reply.finish(result, payload_bytes, FilesystemError(code, result) if code else None)
+                await self._wire.receive_payload(room)
+            self._settle(code, result, payload_bytes)
+
+    def _look_for(self, reply: Reply) -> None:
+        """Take in replies up to this one while they come soon, if the last one came soon."""
+        try:
+            while self._is_quick and reply.payload_bytes < 0 and (frame := self._wire.receive_soon()):
+                (number, code, result), payload = frame
+                self._room_for(number, len(payload))[:] = payload
+                self._settle(code, result, len(payload))
+        except ConnectionLost as lost:
+            self.close(lost)
+
+    def _room_for(self, number: int, payload_bytes: int) -> memoryview:
+        """Where the payload of the next reply goes, which is that to request `number`."""
+        if not self._pending or self._pending[0].number != number:
+            raise ConnectionLost(f"the server answered request {number}, which is not the next")
+        room = self._pending[0].into
+        if payload_bytes and (room is None or payload_bytes > len(room)):
+            raise ConnectionLost(f"a payload of {payload_bytes} bytes has no room")
+        return _NO_ROOM if room is None else room[:payload_bytes]
+
+    def _settle(self, code: int, result: Any, payload_bytes: int) -> None:
+        """The next reply is here, its payload in its place."""
+        reply = self._pending.popleft()
+        self._heard_s = trio.current_time()
+        self._is_quick = self._heard_s - reply.submitted_s < SHORT_S
+        reply.finish(result, payload_bytes, FilesystemError(code, result) if code else None)
 
     async def _watch(self) -> None:
         """End the connection when a reply is overdue: nothing waits for ever.

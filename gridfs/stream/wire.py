@@ -11,7 +11,7 @@ import trio
 
 from gridfs.buffers import Buffer
 from gridfs.errors import ConnectionLost
-from gridfs.stream import local
+from gridfs.stream import local, lookout
 
 _LENGTHS = struct.Struct(">II")
 HEADER_MAX_BYTES = 8 << 20
@@ -43,6 +43,11 @@ class Wire:
         elif sock.family == socket.AF_UNIX:
             local.widen(sock)
         self._socket = sock
+        self._lookout = lookout.here()
+        if self._lookout is not None:
+            self._lookout.watch(sock.fileno())
+        self._in_frame = False
+        """True while a part of a frame is waited for that is not its beginning."""
         self.frame_max_bytes = frame_max_bytes
         self._staging = memoryview(bytearray(_STAGING_BYTES))
         self._start = self._end = 0
@@ -79,25 +84,59 @@ class Wire:
         """The next frame's header, and how many payload bytes follow: they must be taken before the next `receive`."""
         if self._payload_bytes:
             await self.discard_payload()
-        header_bytes, payload_bytes = _LENGTHS.unpack(await self._take(_LENGTHS.size))
+        header_bytes, payload_bytes = self._checked(await self._take(_LENGTHS.size))
+        self._in_frame = True
+        header = _unpacked(await self._take(header_bytes))
+        self._in_frame, self._payload_bytes = False, payload_bytes
+        return header, payload_bytes
+
+    def receive_soon(self) -> tuple[Any, memoryview] | None:
+        """The next frame's header and payload, if it is small and all there now or soon; never yields.
+
+        None if not, and then `receive` gives it; one task may be waiting in that. The payload is valid until the next call. For
+        loops with a lookout; without one it is always None.
+        """
+        if self._lookout is None or self._in_frame or self._payload_bytes or self.closed:
+            return None
+        while True:
+            staged = self._staging[self._start : self._end]
+            if len(staged) >= _LENGTHS.size:
+                header_bytes, payload_bytes = self._checked(staged[: _LENGTHS.size])
+                head_bytes = _LENGTHS.size + header_bytes
+                if len(staged) >= head_bytes + payload_bytes:
+                    header = _unpacked(staged[_LENGTHS.size : head_bytes])
+                    self._start += head_bytes + payload_bytes
+                    if self._start == self._end:
+                        self._start = self._end = 0
+                    return header, staged[head_bytes : head_bytes + payload_bytes]
+            if self._end == _STAGING_BYTES or not self._lookout.soon(self._socket.fileno()):
+                return None
+            try:
+                count = self._socket.recv_into(self._staging[self._end :])
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise ConnectionLost(str(error)) from error
+            if not count:
+                return None  # `receive` says so
+            self._end += count
+
+    def _checked(self, lengths: bytes | memoryview) -> tuple[int, int]:
+        header_bytes, payload_bytes = _LENGTHS.unpack(lengths)
         if header_bytes > self.frame_max_bytes or payload_bytes > PAYLOAD_MAX_BYTES:
             raise ConnectionLost(f"the peer announced a frame of {header_bytes} + {payload_bytes} bytes")
-        packed = await self._take(header_bytes)
-        try:
-            header = msgpack.unpackb(packed, use_list=False, strict_map_key=False)
-        except ValueError as error:
-            raise ConnectionLost(f"the peer sent a header that is not msgpack: {error}") from error
-        self._payload_bytes = payload_bytes
-        return header, payload_bytes
+        return header_bytes, payload_bytes
 
     async def receive_payload(self, view: memoryview) -> None:
         """Fill `view` with the next len(view) bytes of the payload."""
         if len(view) > self._payload_bytes:
             raise ConnectionLost("the payload is shorter than what the header promised")
         self._payload_bytes -= len(view)
+        self._in_frame = True
         filled = self._from_staging(view)
         while filled < len(view):
             filled += await self._receive_into(view[filled:])
+        self._in_frame = False
 
     async def discard_payload(self) -> None:
         """Drop what is left of the payload."""
@@ -107,13 +146,8 @@ class Wire:
 
     async def _take(self, size_bytes: int) -> bytes:
         """The next `size_bytes` bytes, by way of the staging buffer."""
-        staged = self._end - self._start
-        if staged < size_bytes <= _STAGING_BYTES:
-            if _STAGING_BYTES - self._start < size_bytes:
-                self._staging[:staged] = bytes(self._staging[self._start : self._end])
-                self._start, self._end = 0, staged
-            while self._end - self._start < size_bytes:
-                self._end += await self._receive_into(self._staging[self._end :])
+        if size_bytes <= _STAGING_BYTES:
+            await self._stage(size_bytes)
         if size_bytes <= _STAGING_BYTES:
             taken = bytes(self._staging[self._start : self._start + size_bytes])
             self._start += size_bytes
@@ -125,6 +159,21 @@ class Wire:
             filled += await self._receive_into(view[filled:])
         return bytes(large)
 
+    async def _stage(self, size_bytes: int) -> None:
+        """Receive into the staging buffer, where there is room for `size_bytes` in all.
+
+        What to receive into is looked at after each wait: `receive_soon` may have moved it.
+        """
+        await self._be_fair()
+        while (staged := self._end - self._start) < size_bytes:
+            if _STAGING_BYTES - self._start < size_bytes:
+                self._staging[:staged] = bytes(self._staging[self._start : self._end])
+                self._start, self._end = 0, staged
+            if count := self._receive_now(self._staging[self._end :]):
+                self._end += count
+            else:
+                await self._readable()
+
     def _from_staging(self, view: memoryview) -> int:
         count = min(self._end - self._start, len(view))
         view[:count] = self._staging[self._start : self._start + count]
@@ -135,22 +184,33 @@ class Wire:
 
     async def _receive_into(self, view: memoryview) -> int:
         """At least one byte into `view`, directly from the kernel."""
+        await self._be_fair()
+        while not (count := self._receive_now(view)):
+            await self._readable()
+        return count
+
+    async def _be_fair(self) -> None:
         if self._unyielded_bytes > _FAIRNESS_BYTES:
             self._unyielded_bytes = 0
             await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                count = self._socket.recv_into(view)
-            except BlockingIOError:
-                self._unyielded_bytes = 0
-                await self._wait(trio.lowlevel.wait_readable)
-                continue
-            except OSError as error:
-                raise ConnectionLost(str(error)) from error
-            if not count:
-                raise ConnectionLost("the peer closed the connection")
-            self._unyielded_bytes += count
-            return count
+
+    def _receive_now(self, view: memoryview) -> int:
+        """As much as the kernel has of what fits in `view`, perhaps nothing."""
+        try:
+            count = self._socket.recv_into(view)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionLost(str(error)) from error
+        if not count:
+            raise ConnectionLost("the peer closed the connection")
+        self._unyielded_bytes += count
+        return count
+
+    async def _readable(self) -> None:
+        """Wait until the kernel has bytes."""
+        self._unyielded_bytes = 0
+        await self._wait(trio.lowlevel.wait_readable)
 
     async def _wait(self, until: Any) -> None:
         try:
@@ -165,6 +225,13 @@ class Wire:
             self._start = self._end = 0  # nothing of what has been received takes effect any more
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+
+
+def _unpacked(packed: bytes | memoryview) -> Any:
+    try:
+        return msgpack.unpackb(packed, use_list=False, strict_map_key=False)
+    except ValueError as error:
+        raise ConnectionLost(f"the peer sent a header that is not msgpack: {error}") from error
 
 
 def _rest(buffers: list[Buffer], sent_bytes: int) -> list[Buffer]:

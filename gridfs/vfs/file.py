@@ -10,6 +10,7 @@ import trio
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
+from gridfs.stream.connection import Reply
 
 _END = 1 << 63
 """Beyond every byte of a file, and every ticket."""
@@ -57,6 +58,7 @@ class File:
         self.broken: deque[Any] = deque()
         """Writes that not all copies have got, in the order in which they were made; no other is begun before they are safe."""
         self._tickets = 0
+        self._replies: dict[int, Reply] = {}
         self._progress = trio.Event()
         self._error: int = 0
         self.error_count = 0
@@ -78,9 +80,15 @@ class File:
         self.in_flight[self._tickets] = InFlight(start, end, data, size_before)
         return self._tickets
 
+    def sent(self, ticket: int, reply: Reply) -> None:
+        """`reply` is to say that the bytes of the ticket are safe; it may have said so already."""
+        if ticket in self.in_flight:
+            self._replies[ticket] = reply
+
     def end_write(self, ticket: int, error: int) -> None:
         """The bytes are safe, or lost with `error`: then every handle hears of it once."""
         del self.in_flight[ticket]
+        self._replies.pop(ticket, None)
         if error:
             self._error = error
             self.error_count += 1
@@ -113,6 +121,8 @@ class File:
         What is written later is not waited for: that would take for ever beside a writer who goes on and on.
         """
         newest = self._tickets
+        if len(self.in_flight) == 1 and newest in self._replies:
+            self._replies[newest].look()
         while any(ticket <= newest and self._overlap(ticket, start, end) for ticket in self.in_flight):
             await self._progress.wait()
 

@@ -102,7 +102,8 @@ class Writeback:
             else:
                 self._end(sent, reply.error)
 
-        self._chunks.write(links, sent.chunk_id, piece.offset, sent.data, sent.space.charge_bytes, replied)
+        reply = self._chunks.write(links, sent.chunk_id, piece.offset, sent.data, sent.space.charge_bytes, replied)
+        file.sent(sent.ticket, reply)
 
     def _end(self, sent: Sent, error: Exception | None) -> None:
         """The piece is safe, or lost."""
