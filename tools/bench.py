@@ -20,6 +20,7 @@ from rich.table import Table
 from bench_measure import MIB, UNITS, Figures, Workload, measure, warm_up
 from bench_memory import PeakMemory, filesystem_type, find_daemon, mountpoint_of
 from bench_nothing import NothingFailed, nothing
+from bench_offload import offload
 from bench_scale import scale
 from bench_sharing import sharing
 from bench_wire import STANDS_ON, WireFailed, wire
@@ -195,6 +196,7 @@ def measure_directory(
 
 main.add_command(scale)
 main.add_command(sharing)
+main.add_command(offload)
 
 
 if __name__ == "__main__":
