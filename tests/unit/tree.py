@@ -69,7 +69,7 @@ STRANGERS = (
 """Pairs of which the first never imports the second, whatever their floors."""
 
 OWNERS: dict[str, tuple[str, ...]] = {
-    "pyfuse3": ("mount.operations", "mount.session", "mount.kernel", "tools.nullfs"),
+    "pyfuse3": (*(f"mount.{name}" for name in ("operations", "virtual", "entry", "session", "kernel")), "tools.nullfs"),
     "psutil": ("gridfs.node",),
     "ray": (
         *("gridfs.cluster", "gridfs.chunk.server", "gridfs.chunk.objects"),
