@@ -102,8 +102,25 @@ async def test_a_scheduler_that_is_started_again_is_found(pair: Pair) -> None:
 async def test_a_scheduler_that_moved_while_the_old_one_hangs_is_asked_in_its_new_place(pair: Pair) -> None:
     scheduler, client = pair
     await submit(client)
+    await client.status(1, 0)
     scheduler.start()
     assert (await client.status(1, 0))["id"] == 1
+    assert client._connections[client_module.ASK][0] == scheduler.address
+
+
+async def test_who_waits_for_a_scheduler_that_dies_is_answered_by_the_next(pair: Pair) -> None:
+    scheduler, client = pair
+    await submit(client)
+    scheduler.service.stalled = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.status, 1, 0)
+        with trio.fail_after(3):
+            while scheduler.service.asked < 2:
+                await trio.sleep(0.01)
+        scheduler.end()
+        scheduler.start()
+        scheduler.service.stalled.set()
+    assert scheduler.service.asked == 3
 
 
 async def test_a_scheduler_that_hangs_is_given_up_in_time_and_left_alone_for_a_while(
@@ -133,10 +150,11 @@ async def test_a_scheduler_that_hangs_is_given_up_in_time_and_left_alone_for_a_w
 async def test_a_slow_submission_does_not_hold_up_those_who_read(pair: Pair) -> None:
     scheduler, client = pair
     await submit(client)
-    slow = trio.Event()
+    slow, begun = trio.Event(), trio.Event()
     quick = scheduler.service.methods["submit"]
 
     async def take_long(*arguments: Any) -> Any:
+        begun.set()
         await slow.wait()
         return await quick(*arguments)
 
@@ -144,6 +162,7 @@ async def test_a_slow_submission_does_not_hold_up_those_who_read(pair: Pair) -> 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(submit, client)
         with trio.fail_after(3):
+            await begun.wait()
             assert (await client.status(1, 0))["id"] == 1
         slow.set()
     assert len(scheduler.service.jobs) == 2
