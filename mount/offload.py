@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import time
 from typing import Any
 
 from gridfs.config import XATTR_SIZE_MAX_BYTES
@@ -14,7 +15,7 @@ from gridfs.offload.client import JobsClient, Status
 from gridfs.offload.job import Output, Request, Submitter
 from gridfs.offload.request import parse
 from gridfs.vfs.filesystem import Filesystem
-from mount.recent import Recent
+from mount.recent import Recent, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Offload:
         self._filesystem, self._jobs = filesystem, jobs
         self._told = Recent[bytes](PAIR_S)
         self._own = Recent[int](OWN_S)
-        self.errors = Recent[str]()
+        self.errors = Recent[Refusal]()
         """User -> why the last thing that was asked for here was refused."""
 
     async def set(self, ino: int, value: bytes, submitter: Submitter, pid: int) -> None:
@@ -46,7 +47,7 @@ class Offload:
         try:
             job = await self._submit(ino, parse(value), submitter)
         except FilesystemError as error:
-            self.errors.put(submitter.uid, error.strerror or "")
+            self.errors.put(submitter.uid, Refusal(error.strerror or "", time.time_ns()))
             log.info("user %d submits no job on inode %d: %s", submitter.uid, ino, error.strerror)
             raise
         self._told.take((pid, ino))

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
 V = TypeVar("V")
+
+
+class Refusal(NamedTuple):
+    """Why something was refused, and when: nanoseconds since the epoch."""
+
+    sentence: str
+    time_ns: int
+
+
 KEPT = 256
 
 

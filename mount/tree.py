@@ -20,7 +20,7 @@ from gridfs.meta.inode import ROOT_INO
 from gridfs.offload.access import CONTROL_NAME
 from gridfs.offload.client import JobsClient, Status
 from gridfs.vfs.attributes import Attributes
-from mount.recent import Recent
+from mount.recent import Recent, Refusal
 
 T = TypeVar("T")
 FIRST = 1 << 63
@@ -71,7 +71,7 @@ def place_of(ino: int) -> Place:
 class Tree:
     """The virtual inodes, as user `uid` sees them: of jobs, their own; root sees all. Owned by one trio thread."""
 
-    def __init__(self, jobs: JobsClient, errors: Recent[str]) -> None:
+    def __init__(self, jobs: JobsClient, errors: Recent[Refusal]) -> None:
         self._jobs, self._errors = jobs, errors
         self._numbers = FIRST
         self._files: dict[int, bytes] = {}
@@ -98,7 +98,15 @@ class Tree:
     async def attributes(self, ino: int, uid: int) -> Attributes:
         """What stat(2) tells. Raises as `lookup`."""
         place = place_of(ino)
+        if place.kind == _LAST_ERROR:
+            return self._last_error(uid)
         return _attributes(place, await self._jobs.status(place.job, uid) if place.job else None)
+
+    def _last_error(self, uid: int) -> Attributes:
+        """Its times tell whether it is about the last thing that was asked: what the kernel refuses does not come here."""
+        refusal = self._errors.get(uid)
+        time_ns = refusal.time_ns if refusal else 0
+        return _attributes(Place(_LAST_ERROR), None)._replace(atime_ns=time_ns, mtime_ns=time_ns, ctime_ns=time_ns)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -109,7 +117,7 @@ class Tree:
         if place.kind == _TOP:
             entries.append((b"jobs", _attributes(Place(_JOBS), None)))
         elif place.kind == _JOBS:
-            entries.append((b"last-error", _attributes(Place(_LAST_ERROR), None)))
+            entries.append((b"last-error", self._last_error(uid)))
             jobs = await self._jobs.visible(uid)
             entries += [(b"%d" % job["id"], _attributes(Place(_JOB, job["id"]), job)) for job in jobs]
         elif place.kind == _JOB:
@@ -134,8 +142,8 @@ class Tree:
 
     async def _content(self, place: Place, uid: int) -> bytes:
         if place.kind == _LAST_ERROR:
-            sentence = self._errors.get(uid)
-            return f"{sentence}\n".encode(errors="backslashreplace") if sentence else b""
+            refusal = self._errors.get(uid)
+            return f"{refusal.sentence}\n".encode(errors="backslashreplace") if refusal else b""
         if place.kind not in _WHAT:
             raise FilesystemError(errno.EISDIR)
         return await self._jobs.read(place.job, uid, _WHAT[place.kind])

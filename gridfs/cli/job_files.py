@@ -58,11 +58,12 @@ class JobFiles:
 
     def submit(self, path: str, request: dict[str, Any]) -> int:
         """Have the job done on the file; returns its id."""
+        began_ns = time.time_ns()
         try:
             os.setxattr(path, ATTRIBUTE, json.dumps(request).encode())
             job: int = json.loads(os.getxattr(path, ATTRIBUTE))["id"]
         except OSError as error:
-            raise GridfsError(f"{path}: {self._last_error() or error.strerror}") from error
+            raise GridfsError(f"{path}: {self._why(began_ns) or error.strerror}") from error
         return job
 
     def ids(self) -> list[int]:
@@ -111,10 +112,11 @@ class JobFiles:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S)
 
-    def _last_error(self) -> str:
+    def _why(self, began_ns: int) -> str:
+        """What was refused since then, by the mount and not by the kernel."""
         try:
             with open(os.path.join(self._directory, "last-error"), errors="replace") as file:
-                return file.read().strip()
+                return file.read().strip() if os.fstat(file.fileno()).st_mtime_ns >= began_ns else ""
         except OSError:
             return ""
 

@@ -21,7 +21,7 @@ from gridfs.meta.inode import ROOT_INO
 from mount import tree, virtual
 from mount.offload import shortened
 from mount.operations import Operations
-from mount.recent import KEPT, Recent
+from mount.recent import KEPT, Recent, Refusal
 from mount.tree import FIRST, Place, Tree, place_of
 from mount.virtual import Virtual
 from tests.unit.jobs_service import Scheduler, scheduler_and_client, status_of
@@ -33,7 +33,7 @@ READ_ONLY = os.O_RDONLY
 class Shown:
     """The tree, and the scheduler behind it; job 17 is UID's, job 18 root's."""
 
-    def __init__(self, scheduler: Scheduler, shown: Tree, errors: Recent[str]) -> None:
+    def __init__(self, scheduler: Scheduler, shown: Tree, errors: Recent[Refusal]) -> None:
         self.scheduler, self.tree, self.errors = scheduler, shown, errors
         self.jobs = scheduler.service.jobs
 
@@ -64,7 +64,7 @@ class Shown:
 
 @pytest.fixture
 async def shown() -> AsyncIterator[Shown]:
-    errors = Recent[str]()
+    errors = Recent[Refusal]()
     with trio.fail_after(20):
         async with scheduler_and_client() as (scheduler, client):
             shown = Shown(scheduler, Tree(client, errors), errors)
@@ -142,9 +142,11 @@ async def test_times_are_those_of_the_job_s_last_step(shown: Shown) -> None:
 
 
 async def test_the_last_error_is_the_reader_s_own(shown: Shown) -> None:
-    shown.errors.put(UID, "because")
+    shown.errors.put(UID, Refusal("because", 5))
     assert await shown.read(".gridfs/jobs/last-error") == b"because\n"
     assert await shown.read(".gridfs/jobs/last-error", OTHER) == b""
+    ino = await shown.find(".gridfs/jobs/last-error")
+    assert [(await shown.tree.attributes(ino, uid)).mtime_ns for uid in (UID, OTHER)] == [5, 0]
 
 
 async def test_a_file_keeps_the_content_that_it_had_when_it_was_opened(shown: Shown) -> None:
@@ -193,7 +195,7 @@ async def test_without_the_scheduler_what_it_knows_is_eio_and_the_rest_is_there(
     shown.scheduler.end()
     assert await refused(shown.find, ".gridfs/jobs/17") == "EIO"
     assert await refused(shown.list, ".gridfs/jobs") == "EIO"
-    shown.errors.put(UID, "why")
+    shown.errors.put(UID, Refusal("why", 5))
     assert await shown.read(".gridfs/jobs/last-error") == b"why\n"
 
 

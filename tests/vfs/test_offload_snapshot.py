@@ -55,7 +55,9 @@ class Mount:
         """The errno of a submission, whose sentence is told to the submitter, and to nobody else."""
         with pytest.raises(FilesystemError) as raised:
             await self.offload.set(ino, value, submitter, PID)
-        assert self.offload.errors.get(submitter.uid) == raised.value.strerror
+        refusal = self.offload.errors.get(submitter.uid)
+        assert refusal is not None
+        assert refusal.sentence == raised.value.strerror
         return errno.errorcode[raised.value.errno or 0]
 
 
@@ -112,6 +114,7 @@ async def test_nobody_writes_or_cuts_while_a_job_is_being_submitted(cluster: Clu
             while not mount.scheduler.service.asked:
                 await trio.sleep(0.01)
         nursery.start_soon(vfs.data.write, fh, 0, b"AFTER!")
+        await trio.testing.wait_all_tasks_blocked(0.05)
         nursery.start_soon(vfs.data.truncate, ino, 3)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert bytes(await vfs.read(fh, 0, 9)) == b"before"
@@ -227,7 +230,6 @@ async def test_what_is_refused_by_the_scheduler_keeps_its_errno(mount: Mount) ->
         mount.scheduler.service.failure = FilesystemError(code, "as asked")
         assert await mount.refused(ino) == errno.errorcode[code]
     assert await mount.refused(ino, b"frobnicate") == "EINVAL"
-    assert "frobnicate" in (mount.offload.errors.get(SUBMITTER.uid) or "")
     assert mount.offload.errors.get(0) is None
 
 
