@@ -124,7 +124,13 @@ class JobsClient:
                     return reply
             except trio.TooSlowError:
                 self._silent_until_s = trio.current_time() + SILENT_S
+                self._give_up(kind)
                 raise ConnectionLost(f"no answer within {LIMIT_S:.0f} s") from None
+
+    def _give_up(self, kind: str) -> None:
+        """End the connection: the scheduler then drops submissions for whose answer nobody waits."""
+        if kind in self._connections:
+            self._connections[kind][1].close(ConnectionLost("an answer on it was overdue"))
 
     @property
     def _is_silent(self) -> bool:
@@ -155,7 +161,7 @@ class JobsClient:
             if connection is not None:
                 connection.close(ConnectionLost("the scheduler is elsewhere now"))
             identity = {**self._identity(), "stream": kind}
-            connection = await Connection.open(address, self._secret, identity, reply_timeout_s=LIMIT_S)
+            connection = await Connection.open(address, self._secret, identity)
             await self._nursery.start(connection.run)
             self._connections[kind] = address, connection
             return connection

@@ -37,7 +37,7 @@ class JobsService:
         self.stalled = trio.Event()
         """Nothing is answered until it is set."""
         self.stalled.set()
-        self.asked = 0
+        self.asked = self.goodbyes = 0
         self.methods = {
             name: self._counted(name) for name in ("submit", "newest", "status", "list", "read", "cancel", "cancel_newest")
         }
@@ -45,9 +45,13 @@ class JobsService:
     def _counted(self, name: str) -> Any:
         async def answer(peer: Peer, *arguments: Any) -> Answer:
             self.asked += 1
-            await self.stalled.wait()
-            found = getattr(self, f"_{name}")(*arguments)
-            return found if isinstance(found, Answer) else Answer(found)
+
+            async def later() -> Answer:
+                await self.stalled.wait()
+                found = getattr(self, f"_{name}")(*arguments)
+                return found if isinstance(found, Answer) else Answer(found)
+
+            return Answer(later=later)
 
         return answer
 
@@ -59,7 +63,8 @@ class JobsService:
         """Nothing to do."""
 
     def goodbye(self, peer: Peer) -> None:
-        """Nothing to do."""
+        """Count it."""
+        self.goodbyes += 1
 
     def _submit(self, request: dict[str, Any], submitter: dict[str, Any], source: dict[str, Any], *others: Any) -> int:
         if self.failure is not None:

@@ -132,6 +132,8 @@ async def test_a_scheduler_that_hangs_is_given_up_in_time_and_left_alone_for_a_w
     scheduler.service.stalled = trio.Event()
     with trio.fail_after(2):
         assert (await refused(submit, client)).errno == errno.EAGAIN
+        while not scheduler.service.goodbyes:  # whoever waits no more has not submitted anything
+            await trio.sleep(0.01)
         asked = scheduler.service.asked
         for _ in range(100):
             assert (await refused(client.status, 1, 0)).errno == errno.EIO
