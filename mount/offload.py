@@ -23,6 +23,7 @@ PAIR_S = 0.1
 """getxattr(2) is called twice, for the size and for the value: the second call within this time gets what the first did."""
 OWN_S = 10.0
 """For so long the process that has submitted a job is told of that one, whoever submits others meanwhile."""
+_BUSY = {errno.EAGAIN: errno.EBUSY}
 _REQUEST_SHOWN = 1000
 
 
@@ -42,14 +43,15 @@ class Offload:
     async def set(self, ino: int, value: bytes, submitter: Submitter, pid: int) -> None:
         """Submit the job that `value` asks for.
 
-        Raises EINVAL, EACCES, ENOENT and as `access.resolve_output`; EPERM, EAGAIN and EIO as `JobsClient.submit`.
+        Raises EINVAL, EACCES, ENOENT and as `access.resolve_output`; EPERM and EIO as `JobsClient.submit`, and for its EAGAIN
+        EBUSY: of EAGAIN the kernel would make EOPNOTSUPP (__vfs_setxattr_noperm in linux/fs/xattr.c).
         """
         try:
             job = await self._submit(ino, parse(value), submitter)
         except FilesystemError as error:
             self.errors.put(submitter.uid, Refusal(error.strerror or "", time.time_ns()))
             log.info("user %d submits no job on inode %d: %s", submitter.uid, ino, error.strerror)
-            raise
+            raise FilesystemError(_BUSY.get(error.errno or 0, error.errno or errno.EIO), error.strerror or "") from error
         self._told.take((pid, ino))
         if pid:
             self._own.put((pid, submitter.uid, ino), job)

@@ -224,11 +224,11 @@ async def test_a_place_is_remembered_checked_and_else_searched_for(mount: Mount,
 # -- the attribute ---------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_refused_by_the_scheduler_keeps_its_errno(mount: Mount) -> None:
+async def test_what_the_scheduler_refuses_keeps_its_errno_but_eagain_which_the_kernel_would_not_pass_on(mount: Mount) -> None:
     ino = await mount.make(b"file")
-    for code in (errno.EAGAIN, errno.EPERM):
+    for code, told in ((errno.EPERM, "EPERM"), (errno.EIO, "EIO"), (errno.EAGAIN, "EBUSY")):
         mount.scheduler.service.failure = FilesystemError(code, "as asked")
-        assert await mount.refused(ino) == errno.errorcode[code]
+        assert await mount.refused(ino) == told
     assert await mount.refused(ino, b"frobnicate") == "EINVAL"
     assert mount.offload.errors.get(0) is None
 
@@ -236,7 +236,7 @@ async def test_what_is_refused_by_the_scheduler_keeps_its_errno(mount: Mount) ->
 async def test_without_a_scheduler_files_go_on(mount: Mount) -> None:
     ino = await mount.make(b"file")
     mount.scheduler.end()
-    assert await mount.refused(ino) == "EAGAIN"
+    assert await mount.refused(ino) == "EBUSY"
     with pytest.raises(FilesystemError) as raised:
         await mount.offload.get(ino, SUBMITTER.uid, PID)
     assert raised.value.errno == errno.EIO
