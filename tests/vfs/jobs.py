@@ -53,3 +53,17 @@ async def gateway(cluster: Cluster) -> AsyncIterator[Gateway]:
     finally:
         with trio.CancelScope(shield=True):
             await in_thread(found.stop)
+
+
+async def hold(cluster: Cluster, name: bytes, number: int = 7) -> Input:
+    """A file of the root directory as it is now, held under the job's id; all that was written is with the servers."""
+    table = cluster.meta.engine.table
+    inode = table.lookup(ROOT_INO, name)
+    chunks = {index: tuple(servers) for index, servers in table.directory.chunks(inode.ino).items()}
+    for node in cluster.nodes:
+        node.service.methods["read_held"] = partial(_read_held, node, inode.ino)
+    return Input(inode.ino, name.decode(), inode.size, chunks)
+
+
+async def _read_held(node: Any, ino: int, peer: Any, job_: int, index: int, offset: int, length: int) -> Any:
+    return await node.service.read(peer, ino, index, offset, length)
