@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import ray
@@ -24,10 +24,12 @@ from gridfs.offload.job import Input, Job
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 2 * MIB
+"""What is fetched at a time."""
 AHEAD_PIECES = 3
 """Fetched and not yet taken. With the piece that is being fetched and the one in use, a source takes 10 MiB of memory."""
 HELD_TIMEOUT_S = 20.0
-_ZEROS = memoryview(bytes(MIB))
+_ZEROS = memoryview(bytes(CHUNK_SIZE_BYTES))
+"""Which take no memory before somebody writes them, and nobody does."""
 _COUNTS = struct.Struct("=QQQ")
 
 
@@ -52,6 +54,14 @@ class Part(NamedTuple):
         """(offset, length) of what is fetched at a time."""
         for offset in range(0, self.length, PIECE_BYTES):
             yield offset, min(PIECE_BYTES, self.length - offset)
+
+    def content(self) -> memoryview:
+        """Of what is not remote: its bytes, not copied unless the file is longer than the chunk is here: zeros follow there."""
+        if self.view is None:
+            return _ZEROS[: self.length]
+        if len(self.view) < self.length:
+            return memoryview(bytes(self.view).ljust(self.length, b"\0"))
+        return self.view[: self.length]
 
 
 def parts(input_: Input, first: int, end: int, held: Mapping[int, memoryview]) -> list[Part]:
@@ -189,11 +199,18 @@ class Source:
 
         Raises BytesLostError.
         """
-        return self._walk(number, lambda _: self._fetch.take())
+        for part in self._runs[number]:
+            for _, length in part.pieces() if part.is_remote else [(0, part.length)]:
+                piece = self._fetch.take() if part.is_remote else part.content()
+                self._count(part, length)
+                yield piece
 
     def run_in_child(self, number: int) -> Iterator[memoryview]:
-        """As `run`, in a child that was forked since, and is given what `fetched` yields."""
-        return self._walk(number, self._received)
+        """As `run`, in a child that was forked since, and is given what `fetched` yields. A piece is a chunk of the file."""
+        for part in self._runs[number]:
+            piece = self._received(part.length) if part.is_remote else part.content()
+            self._count(part, part.length)
+            yield piece
 
     def fetched(self) -> Iterator[memoryview]:
         """The bytes of all runs that are not here. Raises BytesLostError."""
@@ -205,30 +222,13 @@ class Source:
         """Fetch no more, and end whoever waits for a piece; any thread may call it, also when nothing has begun."""
         self._fetch.stop()
 
-    def _walk(self, number: int, take: Callable[[int], memoryview]) -> Iterator[memoryview]:
-        for part in self._runs[number]:
-            if part.is_remote:
-                for _, length in part.pieces():
-                    piece = take(length)
-                    self.counts.add(length, 0, length)
-                    yield piece
-            else:
-                yield from self._of_part_here(part)
-
-    def _of_part_here(self, part: Part) -> Iterator[memoryview]:
-        view = memoryview(b"") if part.view is None else part.view[: part.length]
-        if view:
-            self.counts.add(len(view), len(view), 0)
-            yield view
-        for start in range(len(view), part.length, len(_ZEROS)):
-            zeros = _ZEROS[: part.length - start]
-            self.counts.add(len(zeros), 0, 0)
-            yield zeros
+    def _count(self, part: Part, length: int) -> None:
+        self.counts.add(length, length if part.view is not None else 0, length if part.is_remote else 0)
 
     def _received(self, length: int) -> memoryview:
         """In the child: the next bytes of standard input. They stay until this is called again."""
         if not self._buffer:
-            self._buffer = memoryview(bytearray(PIECE_BYTES))
+            self._buffer = memoryview(bytearray(CHUNK_SIZE_BYTES))
         filled = 0
         while filled < length:
             count = os.readv(0, [self._buffer[filled:length]])

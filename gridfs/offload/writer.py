@@ -67,7 +67,7 @@ class OutputFile:
         self._failure: BaseException | None = None
         self._aborted = False
         self._scope = trio.CancelScope()
-        self._ended = trio.Event()
+        self._ended, self._removed = trio.Event(), trio.Event()
         self._chunks_in: trio.MemorySendChannel[tuple[int, memoryview]]
 
     # -- the writing thread ------------------------------------------------------------------------------------------
@@ -190,10 +190,16 @@ class OutputFile:
 
     async def _abort(self) -> None:
         if self._aborted:
+            await self._removed.wait()
             return
         self._aborted = True
-        if not self._ino:
-            return
+        try:
+            if self._ino:
+                await self._remove()
+        finally:
+            self._removed.set()
+
+    async def _remove(self) -> None:
         self._chunks_in.close()
         with trio.move_on_after(SETTLE_S):
             await self._ended.wait()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from gridfs.config import CHUNK_SIZE_BYTES, MIB
+from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.offload.job import Input
 from gridfs.offload.source import AHEAD_PIECES, PIECE_BYTES, BytesLostError, Source, chunk_count
 from gridfs.vfs.filesystem import Filesystem
@@ -183,7 +183,7 @@ async def test_the_memory_of_a_source_does_not_depend_on_the_size_of_a_hole(clus
     size = 1 << 44
     async with sourced(cluster, Input(99, "sparse", size), {}, [(0, 1 << 15)]) as source:
         pieces = source.run(0)
-        assert sum(len(next(pieces)) for _ in range(1000)) == 1000 * MIB
+        assert sum(len(next(pieces)) for _ in range(1000)) == 1000 * CHUNK_SIZE_BYTES
 
 
 async def test_pieces_of_this_node_are_not_copied(cluster: Cluster) -> None:
