@@ -28,6 +28,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "offload": (
             *("gridfs.offload", "gridfs.offload.functions.*"),
             *(f"gridfs.offload.{name}" for name in ("job", "registry", "request", "process", "sandbox", "command", "python")),
+            *(f"gridfs.offload.{name}" for name in ("directory", "keeper", "pipes", "usage")),
         ),
     },
     {
@@ -84,7 +85,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
             f"gridfs.chunk.{name}"
             for name in ("chunk", "inventory", "sealer", "chunks", "holds", "forwarder", "server", "client", "grants")
         ),
-        *(f"gridfs.offload.{name}" for name in ("client", "source", "writer", "runner")),
+        *(f"gridfs.offload.{name}" for name in ("client", "gateway", "source", "writer", "runner")),
         *("gridfs.vfs", "mount", "scheduler.jobs", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),

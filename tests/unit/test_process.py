@@ -1,0 +1,316 @@
+"""Work runs in a child: its pieces come as they were written, its end is told, and it can be ended whatever it does."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from gridfs.config import MIB
+from gridfs.errors import GridfsError
+from gridfs.offload import directory, pipes
+from gridfs.offload.job import KEPT_OUTPUT_BYTES
+from gridfs.offload.pipes import Buffer
+from gridfs.offload.process import Child, Limits
+from tests.unit.children import LIMITS, ME, leaves_nothing, run
+
+__all__ = ["leaves_nothing"]
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+Write = Callable[[Buffer], None]
+
+
+def nothing(_: Write) -> None:
+    pass
+
+
+def forever(_: Write) -> None:
+    signal.pause()
+
+
+def ready(write: Write) -> None:
+    write(b"ready")
+    signal.pause()
+
+
+def test_pieces_come_as_they_were_written() -> None:
+    written = [b"", b"a", b"b" * 3 * MIB, b""]
+
+    def work(write: Write) -> None:
+        for piece in written:
+            write(piece)
+
+    pieces, ending, stderr = run(work)
+    assert (pieces, ending.exit_code, ending.error, stderr) == (written, 0, "", "")
+
+
+def test_pieces_come_while_it_runs() -> None:
+    with Child(ready, ME, LIMITS) as child:
+        assert next(child.chunks()) == b"ready"
+
+
+def test_it_sees_the_parents_memory() -> None:
+    view = memoryview(os.urandom(MIB))
+    assert run(lambda write: write(view))[0] == [view]
+
+
+def test_a_flood_waits_for_whoever_reads() -> None:
+    def work(write: Write) -> None:
+        while True:
+            write(bytes(MIB))
+
+    with Child(work, ME, LIMITS) as child:
+        chunks = child.chunks()
+        for _ in range(20):
+            assert next(chunks) == bytes(MIB)
+        child.cancel()
+        child._finished.wait()
+        assert len(list(chunks)) <= 2
+        assert child.wait().failure == "cancelled"
+
+
+def test_what_is_not_taken_does_not_hold_up_its_end() -> None:
+    def work(write: Write) -> None:
+        for _ in range(10):
+            write(bytes(MIB))
+
+    with Child(work, ME, LIMITS) as child:
+        assert child.wait().exit_code == 0
+        assert child.wait().exit_code == 0
+
+
+def test_too_long_a_piece_is_an_error() -> None:
+    pieces, ending, _ = run(lambda write: write(bytes(pipes.PIECE_BYTES_MAX + 1)))
+    assert pieces == []
+    assert "one piece of a result has" in ending.error
+
+
+def test_garbage_between_the_pieces_is_told() -> None:
+    def work(_: Write) -> None:
+        for fd in range(3, 64):
+            try:
+                os.write(fd, b"\xff" * 8)
+            except OSError:
+                pass
+
+    with pytest.raises(GridfsError), Child(work, ME, LIMITS) as child:
+        list(child.chunks())
+
+
+@pytest.mark.parametrize("error", [ValueError("it is bad"), GridfsError("it is bad")])
+def test_a_sentence_is_the_error_without_a_traceback(error: Exception) -> None:
+    _, ending, stderr = run(lambda write: throw(error))
+    assert (ending.error, ending.failure, ending.exit_code, stderr) == ("it is bad", "function", 1, "")
+
+
+def test_any_other_error_is_one_line_and_its_traceback_in_stderr() -> None:
+    _, ending, stderr = run(lambda write: throw(KeyError("no\nsuch")))
+    assert ending.error == r"KeyError: 'no\nsuch'"
+    assert "Traceback" in stderr
+    assert "in throw" in stderr
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+def test_no_memory_is_told_as_that() -> None:
+    _, ending, _ = run(lambda write: throw(MemoryError()))
+    assert ending.out_of_memory
+
+
+def test_memory_is_limited_for_each_process() -> None:
+    _, ending, _ = run(lambda write: write(bytes(64 * MIB)), limits=Limits(20.0, 32 * MIB))
+    assert ending.out_of_memory
+
+
+def test_memory_is_limited_for_all_together() -> None:
+    def work(_: Write) -> None:
+        for _child in range(4):
+            if os.fork() == 0:
+                block = bytearray(os.urandom(24 * MIB))
+                signal.pause()
+                del block
+        signal.pause()
+
+    _, ending, _ = run(work, limits=Limits(20.0, 64 * MIB))
+    assert (ending.failure, ending.error) == ("memory", f"the job took more than its {64 * MIB} bytes of memory")
+
+
+def test_what_the_parent_has_is_not_counted() -> None:
+    block = bytearray(os.urandom(64 * MIB))
+    _, ending, _ = run(lambda write: time.sleep(0.3), limits=Limits(20.0, 32 * MIB))
+    assert ending.error == ""
+    del block
+
+
+def test_threads_are_limited_for_all_together() -> None:
+    def work(_: Write) -> None:
+        for _thread in range(20):
+            threading.Thread(target=signal.pause, daemon=True).start()
+        signal.pause()
+
+    _, ending, _ = run(work, limits=Limits(20.0, threads=10))
+    assert ending.error == "the job had more than 10 processes and threads"
+
+
+def test_a_signal_is_told() -> None:
+    _, ending, _ = run(lambda write: os.kill(os.getpid(), signal.SIGUSR1))
+    assert (ending.signal, ending.exit_code, ending.error) == (signal.SIGUSR1, None, "it was killed by the signal SIGUSR1")
+
+
+def test_an_exit_code_is_told() -> None:
+    assert run(lambda write: os._exit(41))[1].exit_code == 41
+
+
+def test_the_time_limit_ends_it() -> None:
+    began_s = time.monotonic()
+    _, ending, _ = run(forever, limits=Limits(0.2))
+    assert ending.timed_out
+    assert ending.error == "the job took longer than its 0.2 seconds"
+    assert time.monotonic() - began_s < 2
+
+
+def test_cancelling_ends_within_a_second_what_ignores_signals() -> None:
+    def work(write: Write) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        write(b"ready")
+        while True:
+            signal.pause()
+
+    with Child(work, ME, LIMITS) as child:
+        assert next(child.chunks()) == b"ready"
+        began_s = time.monotonic()
+        child.cancel()
+        assert child.wait().failure == "cancelled"
+        assert time.monotonic() - began_s < 1
+    child.cancel()
+
+
+def test_whatever_it_left_running_ends_with_it() -> None:
+    def work(write: Write) -> None:
+        out, into = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.write(into, b"daemon")
+                while True:
+                    signal.pause()
+            os._exit(0)
+        write(os.read(out, 6))
+
+    pieces, ending, _ = run(work)
+    assert (pieces, ending.exit_code) == ([b"daemon"], 0)
+
+
+def test_an_error_of_its_owner_ends_it() -> None:
+    with pytest.raises(KeyError), Child(forever, ME, LIMITS):
+        raise KeyError
+
+
+def test_it_is_fed() -> None:
+    pieces, _, _ = run(lambda write: write(sys.stdin.buffer.read()), feed=iter([b"abc", memoryview(b"def"), b""]))
+    assert pieces == [b"abcdef"]
+
+
+def test_without_food_its_standard_input_is_empty() -> None:
+    assert run(lambda write: write(sys.stdin.buffer.read()))[0] == [b""]
+
+
+@pytest.mark.parametrize("work", [nothing, lambda write: os.close(0), lambda write: time.sleep(0.2)])
+def test_it_need_not_eat(work: Callable[[Write], None]) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(MIB)
+
+    assert run(work, feed=endless())[1].exit_code == 0
+
+
+def test_an_error_of_the_food_cancels_it_and_is_raised() -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"abc"
+        raise ConnectionError("lost")
+
+    with pytest.raises(ConnectionError, match="lost"), Child(forever, ME, LIMITS, feed=broken()) as child:
+        child.wait()
+
+
+def test_of_standard_error_the_beginning_is_kept() -> None:
+    def work(_: Write) -> None:
+        sys.stderr.write("e" * 3 * MIB)
+
+    _, ending, stderr = run(work)
+    assert ending.exit_code == 0
+    assert stderr == "e" * KEPT_OUTPUT_BYTES + f"\n[{2 * MIB} more bytes were not kept]\n"
+
+
+def test_what_it_prints_is_on_standard_error() -> None:
+    assert run(lambda write: print("hello")) == ([], run(nothing)[1], "hello\n")
+
+
+def test_its_parents_garbage_is_not_collected_there() -> None:
+    collected = bytearray()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            collected.extend(b"!")
+
+    gc.disable()
+    Garbage()
+
+    def work(write: Write) -> None:
+        gc.collect()
+        write(collected)
+
+    assert run(work)[0] == [b""]
+    gc.enable()
+
+
+def test_many_run_at_once() -> None:
+    def one(number: int) -> None:
+        results[number] = run(lambda write: write(bytes([number]) * MIB))[0]
+
+    results: dict[int, list[bytes]] = {}
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: [bytes([number]) * MIB] for number in range(20)}
+
+
+def test_it_dies_with_its_parent() -> None:
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with Child(ready, ME, LIMITS) as child:
+            next(child.chunks())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(into)  # the children have closed theirs
+    assert os.read(out, 1) == b""
+    os.close(out)
+    os.waitpid(pid, 0)
+    directory.sweep(young_s=0)
+
+
+def test_a_sweep_leaves_what_is_in_use_or_young() -> None:
+    with Child(forever, ME, LIMITS) as child:
+        directory.sweep(young_s=0)
+        assert os.path.isdir(child._directory.path)
+    made = directory.Directory(1, ME)
+    os.close(made._fd)
+    directory.sweep()
+    assert os.path.isdir(made.path)
+    directory.sweep(young_s=0)
+    assert not os.path.isdir(made.path)

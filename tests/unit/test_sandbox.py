@@ -1,0 +1,206 @@
+"""A child is who submitted it, in a place of its own, and finds nothing of the service's."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridfs.config import MIB
+from gridfs.offload import sandbox, usage
+from gridfs.offload.job import Submitter
+from gridfs.offload.pipes import Buffer
+from gridfs.offload.process import Child, Limits
+from tests.unit.children import LIMITS, ME, NOBODY, as_user, leaves_nothing, needs_root, run
+
+__all__ = ["leaves_nothing"]
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+Write = Callable[[Buffer], None]
+WHO = [ME, pytest.param(NOBODY, marks=needs_root)]
+
+
+def seen(look: Callable[[], Any], submitter: Submitter = ME, limits: Limits = LIMITS) -> Any:
+    """What `look` returns in a child."""
+    pieces, ending, stderr = run(lambda write: write(json.dumps(look()).encode()), submitter, limits)
+    assert ending.error == "", stderr
+    return json.loads(pieces[0])
+
+
+@needs_root
+@pytest.mark.parametrize("who", [Submitter(0, 0), NOBODY, Submitter(1000, 1001, ())])
+def test_it_is_the_submitter_with_its_groups(who: Submitter) -> None:
+    ids = seen(lambda: [os.getresuid(), os.getresgid(), sorted(os.getgroups())], who)
+    assert ids == [[who.uid] * 3, [who.gid] * 3, sorted(who.groups)]
+
+
+@needs_root
+def test_it_can_gain_no_privilege() -> None:
+    status = seen(lambda: Path("/proc/self/status").read_text(), NOBODY).splitlines()
+    fields = dict(line.split(":\t", 1) for line in status if ":\t" in line)
+    assert fields["NoNewPrivs"] == "1"
+    assert [int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0] * 4
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_its_environment_is_clean(who: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secret")
+    environment = seen(lambda: dict(os.environ), who)
+    assert environment.pop("TMPDIR").startswith("/tmp/gridfs-job-0-")
+    assert environment == {**sandbox.ENVIRONMENT, "GRIDFS_JOB": "0"}
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_it_starts_in_an_empty_directory_of_its_own(who: Submitter) -> None:
+    def look() -> list[Any]:
+        Path("made").write_text("by it")
+        status = os.stat(".")
+        return [os.getcwd(), os.listdir(), status.st_uid, status.st_mode & 0o777, os.stat("made").st_mode & 0o777]
+
+    directory, *rest = seen(look, who)
+    assert rest == [["made"], who.uid, 0o700, 0o644]
+    assert not os.path.exists(directory)
+
+
+@needs_root
+def test_what_it_makes_there_is_limited() -> None:
+    def work(_: Write) -> None:
+        Path("large").write_bytes(bytes(9 * MIB))
+
+    assert "No space left" in run(work, NOBODY, Limits(20.0, 8 * MIB))[1].error
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_no_descriptor_of_the_parent_is_open_in_it(who: Submitter, tmp_path: Path) -> None:
+    def look() -> list[str]:
+        return [
+            os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")
+        ]
+
+    with open(tmp_path / "secret", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        for number in (40, 300):
+            os.dup2(file.fileno(), number)
+        opened = as_root_sees(look, who)
+        for number in (40, 300):
+            os.close(number)
+    kinds = sorted(path.partition(":")[0] for path in opened)
+    assert kinds == ["/dev/null", "pipe", "pipe", "pipe", "pipe"]
+
+
+def as_root_sees(look: Callable[[], list[str]], who: Submitter) -> list[str]:
+    """A process that has become somebody else may not look at its own descriptors."""
+    if who == ME:
+        opened: list[str] = seen(look, who)
+        return opened
+    with Child(ready, who, LIMITS) as child:
+        next(child.chunks())
+        second = usage.descendants(os.getpid())[-1]
+        return [os.readlink(path) for path in Path(f"/proc/{second}/fd").iterdir()]
+
+
+def ready(write: Write) -> None:
+    write(b"ready")
+    signal.pause()
+
+
+@needs_root
+def test_it_sees_its_own_processes_alone() -> None:
+    assert seen(lambda: sorted(int(name) for name in os.listdir("/proc") if name.isdigit()), NOBODY) == [1, 2]
+
+
+@needs_root
+def test_it_cannot_end_the_one_that_keeps_count() -> None:
+    def work(_: Write) -> None:
+        for target in (1, os.getppid(), os.getpgid(1)):
+            with pytest.raises(PermissionError):
+                os.kill(target, signal.SIGKILL)
+
+    assert run(work, NOBODY)[1].error == ""
+
+
+@needs_root
+def test_killing_everybody_kills_nobody_else() -> None:
+    def work(_: Write) -> None:
+        with pytest.raises(ProcessLookupError):  # it does not kill itself, kill(2), and there is nobody else
+            os.kill(-1, signal.SIGKILL)
+
+    assert run(work, Submitter(0, 0))[1].error == ""
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_its_limits(who: Submitter) -> None:
+    def look() -> list[Any]:
+        names = ("CORE", "NOFILE", "NPROC", "DATA")
+        return [resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in names]
+
+    core, files, processes, data = seen(look, who, Limits(20.0, 64 * MIB, threads=10))
+    assert (core, files) == ([0, 0], [sandbox.OPEN_FILES_MAX] * 2)
+    assert processes[0] == processes[1] > 0
+    assert data[0] == data[1] >= 64 * MIB
+
+
+def test_signal_handlers_and_the_mask_are_as_in_a_fresh_process() -> None:
+    def look() -> list[Any]:
+        handled = [number for number in signal.valid_signals() if signal.getsignal(number) not in (signal.SIG_DFL, None)]
+        return [handled, list(signal.pthread_sigmask(signal.SIG_BLOCK, [])), os.getsid(0) == os.getpid()]
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    assert seen(look) == [[], [], True]
+    signal.signal(signal.SIGUSR2, before)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+
+
+def test_the_kernel_takes_it_first() -> None:
+    assert seen(lambda: Path("/proc/self/oom_score_adj").read_text().strip()) == "1000"
+
+
+@needs_root
+def test_a_service_that_is_not_root_runs_its_own_users_jobs_alone() -> None:
+    def own() -> list[bytes]:
+        return run(lambda write: write(str(os.getuid()).encode()), NOBODY)[0]
+
+    assert as_user(NOBODY, own) == [b"65534"]
+    with pytest.raises(PermissionError, match="runs as user 65534, so it cannot run jobs of user 0"):
+        as_user(NOBODY, lambda: run(lambda write: None, Submitter(0, 0)))
+
+
+@needs_root
+def test_without_root_what_detaches_itself_ends_too() -> None:
+    def daemon(write: Write) -> None:
+        out, into = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.write(into, b"daemon")
+                while True:
+                    signal.pause()
+            os._exit(0)
+        write(os.read(out, 6))
+        signal.pause()
+
+    def cancelled() -> list[str]:
+        with Child(daemon, NOBODY, LIMITS) as child:
+            next(child.chunks())
+            child.cancel()
+            failure = child.wait().failure
+        return [failure, *map(str, usage.descendants(os.getpid()))]
+
+    assert as_user(NOBODY, cancelled) == ["cancelled"]
+    assert processes_of(NOBODY) == []
+
+
+def processes_of(user: Submitter) -> list[str]:
+    return [
+        entry.name
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and entry.exists() and entry.stat().st_uid == user.uid
+    ]
