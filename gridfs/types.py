@@ -94,6 +94,8 @@ class PlacementMap:
 
     epoch: int
     nodes: tuple[PlacementNode, ...]
+    jobs: Address | None = None
+    """Where the scheduler takes jobs; None while it takes none."""
 
     def pack(self) -> dict[str, Any]:
         """The map as plain dicts and lists."""
@@ -103,7 +105,8 @@ class PlacementMap:
     def unpack(packed: dict[str, Any]) -> PlacementMap:
         """The inverse of `pack`."""
         nodes = (PlacementNode(**{**node, "address": Address(*node["address"])}) for node in packed["nodes"])
-        return PlacementMap(packed["epoch"], tuple(nodes))
+        jobs = packed.get("jobs")
+        return PlacementMap(packed["epoch"], tuple(nodes), None if jobs is None else Address(*jobs))
 
 
 NO_PLACEMENT = PlacementMap(0, ())

@@ -7,37 +7,77 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from typing import Protocol
 
 from gridfs.errors import FilesystemError
 from gridfs.meta.xattrs import REPLICAS
+from gridfs.offload.job import Submitter
 from gridfs.vfs.filesystem import Filesystem
+from mount.offload import Offload
 
 _PREFIX = b"user.gridfs."
-_RESERVED = (b"user.offload",)
-"""Names that later versions answer; storing them would look like success."""
+LAYOUT, OFFLOAD = b"user.gridfs.layout", b"user.offload"
 
 
-def _layout(filesystem: Filesystem, ino: int) -> bytes:
-    return json.dumps(filesystem.layout(ino)).encode()
+class Attribute(Protocol):
+    """What one control attribute does, for a user's process `pid`."""
+
+    async def get(self, ino: int, uid: int, pid: int) -> bytes:
+        """getxattr(2)."""
+
+    async def set(self, ino: int, value: bytes, submitter: Submitter, pid: int) -> None:
+        """setxattr(2)."""
+
+    async def remove(self, ino: int, uid: int, pid: int) -> None:
+        """removexattr(2)."""
 
 
-_GET: dict[bytes, Callable[[Filesystem, int], bytes]] = {b"user.gridfs.layout": _layout}
+class Layout:
+    """Where a regular file's bytes are, as JSON; it can be read only."""
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._filesystem = filesystem
+
+    async def get(self, ino: int, uid: int, pid: int) -> bytes:
+        """The layout. Raises ENODATA for anything but a regular file."""
+        await self._filesystem.ready()
+        return json.dumps(self._filesystem.layout(ino)).encode()
+
+    async def set(self, ino: int, value: bytes, submitter: Submitter, pid: int) -> None:
+        """Raises EPERM."""
+        raise FilesystemError(errno.EPERM)
+
+    async def remove(self, ino: int, uid: int, pid: int) -> None:
+        """Raises EPERM."""
+        raise FilesystemError(errno.EPERM)
 
 
-def is_control(name: bytes) -> bool:
-    """True for names that are answered here and never stored; how many replicas a file is to have is stored, and inherited."""
-    return (name.startswith(_PREFIX) and name != REPLICAS) or name in _RESERVED
+class Unknown:
+    """A name that is kept for later."""
 
-
-def get(filesystem: Filesystem, ino: int, name: bytes) -> bytes:
-    """The answer to a control attribute. Raises ENODATA where there is none."""
-    answer = _GET.get(name)
-    if answer is None:
+    async def get(self, ino: int, uid: int, pid: int) -> bytes:
+        """Raises ENODATA."""
         raise FilesystemError(errno.ENODATA)
-    return answer(filesystem, ino)
+
+    async def set(self, ino: int, value: bytes, submitter: Submitter, pid: int) -> None:
+        """Raises EOPNOTSUPP: storing it would look like success."""
+        raise FilesystemError(errno.EOPNOTSUPP)
+
+    async def remove(self, ino: int, uid: int, pid: int) -> None:
+        """Raises EOPNOTSUPP."""
+        raise FilesystemError(errno.EOPNOTSUPP)
 
 
-def refuse_change(name: bytes) -> None:
-    """Raise for a control attribute that somebody wants to set or remove: EPERM if it exists, else EOPNOTSUPP."""
-    raise FilesystemError(errno.EPERM if name in _GET else errno.EOPNOTSUPP)
+class Control:
+    """The control attributes of one mount."""
+
+    def __init__(self, filesystem: Filesystem, offload: Offload) -> None:
+        self._attributes: dict[bytes, Attribute] = {LAYOUT: Layout(filesystem), OFFLOAD: offload}
+        self._unknown = Unknown()
+
+    def find(self, name: bytes) -> Attribute | None:
+        """The control attribute of that name; None for names that are stored, as how many replicas a file is to have is."""
+        found = self._attributes.get(name)
+        if found is None and name.startswith(_PREFIX) and name != REPLICAS:
+            return self._unknown
+        return found

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from typing import Any, TypeVar
 
 import pyfuse3
@@ -16,15 +16,20 @@ import pyfuse3
 from gridfs.config import NAME_MAX_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.acl import ACCESS
+from gridfs.offload.client import JobsClient
+from gridfs.offload.job import Submitter
 from gridfs.vfs.attributes import Attributes
 from gridfs.vfs.filesystem import Caller, Filesystem
-from mount import control
+from mount import virtual
+from mount.control import Control
+from mount.entry import BLOCK_BYTES, packed
 from mount.kernel import KEEP_BRIEFLY_S, KEEP_S
+from mount.offload import Offload
+from mount.tree import Tree
+from mount.virtual import Virtual
 
 log = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4096
-_STAT_BLOCK_BYTES = 512  # what st_blocks counts in, stat(2)
 _FREE_INODES = 1 << 32
 """Inodes are bounded by the master's memory alone; statfs(2) wants a number."""
 
@@ -35,18 +40,22 @@ def answers_errno(handler: H) -> H:
     """The one boundary where errors become errnos: what is raised on purpose keeps its errno, a bug is EIO with a traceback.
 
     pyfuse3 catches FUSEError alone; anything else would end the mount. Cancellation passes: it is a BaseException.
+    What the kernel asks of virtual inodes goes to the handler of that name in `Virtual`.
     """
+    name, places = handler.__name__, virtual.places(handler)
 
     @functools.wraps(handler)
-    async def guarded(*arguments: Any) -> Any:
+    async def guarded(self: Operations, *arguments: Any) -> Any:
         try:
-            return await handler(*arguments)
+            if virtual.concerns(places, arguments):
+                return await self.virtual.answer(name, *arguments)
+            return await handler(self, *arguments)
         except FilesystemError as error:
             if error.errno == errno.EIO:
-                log.warning("%s: %s", handler.__name__, error.strerror)
+                log.warning("%s: %s", name, error.strerror)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         except Exception:
-            log.exception("%s failed", handler.__name__)
+            log.exception("%s failed", name)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded  # type: ignore[return-value]
@@ -59,9 +68,12 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, jobs: JobsClient) -> None:
         super().__init__()
         self._filesystem = filesystem
+        offload = Offload(filesystem, jobs)
+        self._control = Control(filesystem, offload)
+        self.virtual = Virtual(Tree(jobs, offload.errors))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -169,17 +181,18 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def getxattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if control.is_control(name):
-            await self._filesystem.ready()
-            return control.get(self._filesystem, ino, name)
+        attribute = self._control.find(name)
+        if attribute is not None:
+            return await attribute.get(ino, ctx.uid, ctx.pid)
         return await self._filesystem.get_xattr(ino, name)
 
     @answers_errno
     async def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if control.is_control(name):
-            control.refuse_change(name)
+        attribute = self._control.find(name)
+        if attribute is not None:
+            return await attribute.set(ino, bytes(value), _submitter(ctx), ctx.pid)
         clears_setgid = name == ACCESS and not _may_keep_setgid(ctx, await self._filesystem.attributes(ino))
-        await self._filesystem.set_xattr(ino, name, value, clears_setgid)
+        return await self._filesystem.set_xattr(ino, name, value, clears_setgid)
 
     @answers_errno
     async def listxattr(self, ino: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
@@ -187,9 +200,10 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def removexattr(self, ino: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if control.is_control(name):
-            control.refuse_change(name)
-        await self._filesystem.remove_xattr(ino, name)
+        attribute = self._control.find(name)
+        if attribute is not None:
+            return await attribute.remove(ino, ctx.uid, ctx.pid)
+        return await self._filesystem.remove_xattr(ino, name)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -229,24 +243,9 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         """The attributes, and how long they may be kept."""
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = attributes.ino
-        if self._filesystem.alone:
-            entry.attr_timeout = KEEP_S
-            entry.entry_timeout = KEEP_BRIEFLY_S if stat.S_ISDIR(attributes.mode) else KEEP_S
-        else:
-            entry.attr_timeout = entry.entry_timeout = 0.0
-        entry.st_mode = attributes.mode
-        entry.st_nlink = attributes.nlink
-        entry.st_uid, entry.st_gid = attributes.uid, attributes.gid
-        entry.st_rdev = attributes.rdev
-        entry.st_size = attributes.size
-        entry.st_blksize = BLOCK_BYTES
-        entry.st_blocks = -(-attributes.allocated_bytes // _STAT_BLOCK_BYTES)
-        entry.st_atime_ns = attributes.atime_ns
-        entry.st_mtime_ns = attributes.mtime_ns
-        entry.st_ctime_ns = attributes.ctime_ns
-        return entry
+        if not self._filesystem.alone:
+            return packed(attributes)
+        return packed(attributes, KEEP_S, KEEP_BRIEFLY_S if stat.S_ISDIR(attributes.mode) else KEEP_S)
 
     def _negative_entry(self) -> pyfuse3.EntryAttributes:
         """Tells the kernel that there is no such name, and that it may remember so."""
@@ -280,6 +279,15 @@ def _may_keep_setgid(ctx: pyfuse3.RequestContext, attributes: Attributes) -> boo
     """Whether the caller is root or in the file's group: the kernel knows, and has no way to tell libfuse."""
     if not attributes.mode & stat.S_ISGID or ctx.uid == 0 or ctx.gid == attributes.gid:
         return True
+    return attributes.gid in _groups(ctx)
+
+
+def _submitter(ctx: pyfuse3.RequestContext) -> Submitter:
+    return Submitter(ctx.uid, ctx.gid, tuple(sorted(_groups(ctx))))
+
+
+def _groups(ctx: pyfuse3.RequestContext) -> Set[int]:
+    """The supplementary groups of the caller; none if that cannot be told."""
     with contextlib.suppress(OSError):  # the caller may have ended, or live where our /proc does not show it
-        return attributes.gid in pyfuse3.get_sup_groups(ctx.pid)
-    return False
+        return pyfuse3.get_sup_groups(ctx.pid)
+    return frozenset()

@@ -19,6 +19,7 @@ from gridfs.buffers import keep_freed_memory
 from gridfs.chunk.client import ChunkClient
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError, GridfsError
 from gridfs.meta.client import MetaClient
+from gridfs.offload.client import JobsClient
 from gridfs.types import Endpoints
 from gridfs.vfs.filesystem import Filesystem
 from mount import baton, device
@@ -33,6 +34,8 @@ READ_AHEAD_KIB = 1024
 _READ_AHEAD_TRIES, _READ_AHEAD_INTERVAL_S = 25, 0.2
 SETTLE_TIMEOUT_S = 50.0
 """Shorter than the patience of 'gridfs umount' (60 s), which would otherwise give up before we can say what was lost."""
+_TASKS_SHARE_OF_JOBS = 2
+"""Of all requests handled at once, those that ask for jobs are 1/2 at most."""
 GC_THRESHOLD = 20_000
 """Objects made and not freed before the garbage collector looks at them: some thousand files, each of which makes several."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -52,8 +55,8 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: Options, mounted
     _ask_for_mercy()
     try:
         async with trio.open_nursery() as nursery:
-            filesystem = await _attach(mountpoint, endpoints, options, nursery)
-            unmount = _mount(filesystem, mountpoint, options.flags)
+            filesystem, jobs = await _attach(mountpoint, endpoints, options, nursery)
+            unmount = _mount(filesystem, jobs, mountpoint, options.flags)
             nursery.start_soon(_end_on_signal)
             nursery.start_soon(_hold_read_ahead, mountpoint)
             try:
@@ -68,7 +71,9 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: Options, mounted
         raise GridfsError(f"the filesystem does not answer: {lost.exceptions[0]}; 'gridfs status' tells more") from None
 
 
-async def _attach(mountpoint: str, endpoints: Endpoints, options: Options, nursery: trio.Nursery) -> Filesystem:
+async def _attach(
+    mountpoint: str, endpoints: Endpoints, options: Options, nursery: trio.Nursery
+) -> tuple[Filesystem, JobsClient]:
     """Start the clients and the vfs in `nursery`, in the order in which they need each other."""
     meta = MetaClient(endpoints, mountpoint)
     await nursery.start(meta.run)
@@ -76,9 +81,12 @@ async def _attach(mountpoint: str, endpoints: Endpoints, options: Options, nurse
     await nursery.start(chunks.run)
     filesystem = Filesystem(meta, chunks, limits=options.limits, replicas=options.replicas)
     await nursery.start(filesystem.run)
+    secret, at_once = endpoints.secret, options.tasks // _TASKS_SHARE_OF_JOBS
+    jobs = JobsClient(secret, lambda: meta.client_identity, lambda: meta.placement.jobs, os.geteuid(), at_once)
+    await nursery.start(jobs.run)
     _spare_the_collector()
     log.info("epoch %d: attached, %d inodes", meta.epoch, len(meta.table.inodes))
-    return filesystem
+    return filesystem, jobs
 
 
 def _spare_the_collector() -> None:
@@ -88,7 +96,7 @@ def _spare_the_collector() -> None:
     gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
-def _mount(filesystem: Filesystem, mountpoint: str, flags: frozenset[str]) -> Callable[[], None]:
+def _mount(filesystem: Filesystem, jobs: JobsClient, mountpoint: str, flags: frozenset[str]) -> Callable[[], None]:
     """Mount; returns what unmounts."""
     fuse_options = {"fsname=gridfs", "subtype=gridfs", "default_permissions", *flags}
     served, unmount = mountpoint, functools.partial(pyfuse3.close, unmount=True)
@@ -98,7 +106,7 @@ def _mount(filesystem: Filesystem, mountpoint: str, flags: frozenset[str]) -> Ca
             fd = device.mount(mountpoint, flags)
             served, unmount = f"/dev/fd/{fd}", functools.partial(_close, fd, mountpoint)
         baton.install()
-        pyfuse3.init(Operations(filesystem), served, fuse_options)
+        pyfuse3.init(Operations(filesystem, jobs), served, fuse_options)
         filesystem.kernel = KernelCache()
     except (RuntimeError, OSError) as error:
         raise GridfsError(f"cannot mount on {mountpoint} ({error}); is /dev/fuse there, and are you root?") from error

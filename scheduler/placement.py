@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gridfs.types import ChunkServerStatistics, PlacementMap, PlacementNode
+from gridfs.types import Address, ChunkServerStatistics, PlacementMap, PlacementNode
 from scheduler.pressure import Level, score
 
 LOST = "lost"
@@ -24,8 +24,8 @@ class ServerView:
     answers: bool
 
 
-def plan(servers: Sequence[ServerView], epoch: int) -> PlacementMap:
-    """The map for the next second.
+def plan(servers: Sequence[ServerView], epoch: int, jobs: Address | None = None) -> PlacementMap:
+    """The map for the next second; `jobs` is where the scheduler takes jobs.
 
     A node's weight is what it could really give (its free memory within its capacity, in GiB) times (1 - pressure)^2.
     A hot node has weight 0 and gets no chunk, unless all nodes are hot: then all go by free memory, since the
@@ -34,7 +34,7 @@ def plan(servers: Sequence[ServerView], epoch: int) -> PlacementMap:
     """
     answering = [server for server in servers if server.answers]
     all_hot = all(server.level is Level.HOT for server in answering)
-    return PlacementMap(epoch, tuple(_node(server, all_hot) for server in servers))
+    return PlacementMap(epoch, tuple(_node(server, all_hot) for server in servers), jobs)
 
 
 def _node(server: ServerView, all_hot: bool) -> PlacementNode:

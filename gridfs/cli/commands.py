@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from gridfs import config, logs
-from gridfs.cli import checking
+from gridfs.cli import checking, offload
 from gridfs.cli.endpoints import resolve
 from gridfs.cli.progress import progress
 from gridfs.cli.size import Size
@@ -165,6 +165,8 @@ def down(force: bool) -> None:
 cli.add_command(checking.fsck)
 cli.add_command(checking.scrub)
 cli.add_command(checking.meta)
+cli.add_command(offload.offload)
+cli.add_command(offload.jobs)
 
 
 def run(command: click.Command = cli, name: str = "gridfs") -> None:

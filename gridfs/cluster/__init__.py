@@ -22,6 +22,7 @@ from gridfs.cluster.actors import (
     names,
     nodes,
     resolve,
+    runner_name,
 )
 from gridfs.cluster.local import check_able, kill_node, node_command, start_nodes, stop_nodes, store_bytes
 from gridfs.cluster.record import (
@@ -65,6 +66,7 @@ __all__ = [
     "nodes",
     "record_path",
     "resolve",
+    "runner_name",
     "start_nodes",
     "stop_nodes",
     "store_bytes",

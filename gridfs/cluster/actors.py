@@ -67,6 +67,11 @@ def chunk_server_name(host: str) -> str:
     return f"chunk-server@{host}"
 
 
+def runner_name(host: str) -> str:
+    """The name of the actor on that host which runs its part of jobs."""
+    return f"offload-runner@{host}"
+
+
 def connect(record: ClusterRecord, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
     """Make this process a driver of the cluster. Raises Unreachable with a sentence, within `timeout_s` or so."""
     host, _, port = record.address.rpartition(":")

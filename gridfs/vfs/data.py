@@ -6,7 +6,8 @@ import errno
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import trio
 
@@ -16,6 +17,7 @@ from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
+from gridfs.offload.job import Input
 from gridfs.types import ChunkId
 from gridfs.vfs.budget import Budget, Limits
 from gridfs.vfs.fetch import Fetcher
@@ -26,6 +28,7 @@ from gridfs.vfs.readahead import ReadAhead
 from gridfs.vfs.writeback import Writeback
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Data:
@@ -62,14 +65,17 @@ class Data:
     async def open(self, ino: int, flags: int) -> int:
         """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
         await self._meta.readable()
-        inode = self._meta.table.inode(ino)
-        if not inode.is_regular:
-            raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        self._refuse_all_but_files(ino)
         if flags & os.O_TRUNC:
             await self.truncate(ino, 0)
         file = self._handles.state_of(ino)
         reader = ReadAhead(file, self._fetcher, self._budget, self._nursery)
         return self._handles.add_file(FileHandle(file, flags, reader))
+
+    def _refuse_all_but_files(self, ino: int) -> None:
+        inode = self._meta.table.inode(ino)
+        if not inode.is_regular:
+            raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
 
     async def release(self, fh: int) -> None:
         """The handle ends; what was written through it is settled first. Never raises."""
@@ -128,6 +134,26 @@ class Data:
         if handle.file.dirty:
             await handle.file.commit()
 
+    async def snapshot(self, ino: int, name: str, submit: Callable[[Input], Awaitable[T]]) -> T:
+        """What `submit` returns, told of the file as it is: all that was written here is safe and durable, and nobody writes.
+
+        Raises ENOENT, EISDIR and EINVAL for what is no regular file, EIO for bytes that are lost meanwhile, and as `submit`.
+        """
+        await self._meta.readable()
+        self._refuse_all_but_files(ino)
+        with self._handles.using(ino) as file:
+            async with file.lock:
+                seen = file.error_count
+                await file.settle()
+                file.raise_error(seen)
+                if file.dirty:
+                    await file.commit()
+                await self._cut_what_is_left(ino)
+                await self._meta.settle()
+                size, chunks = self._meta.table.inode(ino).size, self._meta.table.directory.chunks(ino)
+                within = {index: tuple(servers) for index, servers in chunks.items() if index * CHUNK_SIZE_BYTES < size}
+                return await submit(Input(ino, name, size, within))
+
     # -- sizes -------------------------------------------------------------------------------------------------------
 
     async def truncate(self, ino: int, size: int) -> None:
@@ -137,9 +163,7 @@ class Data:
         cut, and nothing in between. What it leaves on the servers beyond that is collected by the next mount.
         """
         await self._meta.readable()
-        inode = self._meta.table.inode(ino)
-        if not inode.is_regular:
-            raise FilesystemError(errno.EISDIR if inode.is_directory else errno.EINVAL)
+        self._refuse_all_but_files(ino)
         with self._handles.using(ino) as file:
             async with file.lock:
                 await file.settle()

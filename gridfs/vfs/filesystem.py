@@ -22,13 +22,14 @@ from gridfs.errors import FilesystemError
 from gridfs.meta.client import MetaClient
 from gridfs.meta.inode import ROOT_INO, Inode, moves_atime, without_privileges
 from gridfs.meta.lease import LEASE
-from gridfs.meta.table import Changes
+from gridfs.meta.table import Changes, Table
 from gridfs.meta.xattrs import REPLICAS
 from gridfs.types import ChunkId
 from gridfs.vfs.attributes import Attributes, attributes_of
 from gridfs.vfs.budget import LIMITS, Limits
 from gridfs.vfs.data import Data
 from gridfs.vfs.handles import Handles
+from gridfs.vfs.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Filesystem:
         self._changed: set[int] = set()
         """Inodes known to the kernel that others have changed since they were opened here last."""
         self.data = Data(meta, chunks, self._handles, clock_ns, limits, replicas)
+        self.places = Places()
         self.kernel: Kernel = NoKernel()
         meta.watcher = self
 
@@ -187,6 +189,11 @@ class Filesystem:
                     yield ino, name, child
 
     @property
+    def table(self) -> Table:
+        """The replica, for reading, once `ready` has returned and until the next await."""
+        return self._meta.table
+
+    @property
     def alone(self) -> bool:
         """True while no other mount is attached."""
         return self._meta.alone
@@ -196,7 +203,9 @@ class Filesystem:
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that `name` leads to; counted as held. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         await self._meta.readable()
-        return self._hold(self._meta.table.lookup(parent, name))
+        inode = self._meta.table.lookup(parent, name)
+        self.places.found(inode.ino, parent, name)
+        return self._hold(inode)
 
     async def make(
         self, caller: Caller, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes | None = None

@@ -18,7 +18,7 @@ import pytest
 
 from tests.mounted.local_filesystem import BIN, LocalFilesystem, forget_cached, layout, own_filesystem, refused, running, until
 
-COMMANDS = ("up", "mount", "umount", "status", "fsck", "scrub", "meta", "down")
+COMMANDS = ("up", "mount", "umount", "status", "fsck", "scrub", "meta", "offload", "jobs", "down")
 OTHER_USER = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
 PROMPTLY_S = 10.0
 START_NODES = """

@@ -211,14 +211,13 @@ def test_the_layout_names_the_workers_that_hold_the_chunks(root: Path) -> None:
     assert sum(layout["nodes"].values()) == 13
     assert layout["nodes"].keys() == WORKERS
     assert os.listxattr(file) == []
-    for name, code in (("gridfs.layout", errno.EPERM), ("gridfs.other", errno.EOPNOTSUPP), ("offload", errno.EOPNOTSUPP)):
+    for name, code in (("gridfs.layout", errno.EPERM), ("gridfs.other", errno.EOPNOTSUPP)):
         with fails(code):
             os.setxattr(file, f"user.{name}", b"{}")
         with fails(code):
             os.removexattr(file, f"user.{name}")
-    for name in ("gridfs.other", "offload"):
-        with fails(errno.ENODATA):
-            os.getxattr(file, f"user.{name}")
+    with fails(errno.ENODATA):
+        os.getxattr(file, "user.gridfs.other")
     with fails(errno.ENODATA):
         os.getxattr(root, "user.gridfs.layout")
     run("cp", "-a", file, root / "copy")

@@ -70,7 +70,10 @@ STRANGERS = (
 """Pairs of which the first never imports the second, whatever their floors."""
 
 OWNERS: dict[str, tuple[str, ...]] = {
-    "pyfuse3": ("mount.baton", "mount.operations", "mount.session", "mount.kernel", "tools.nullfs"),
+    "pyfuse3": (
+        *(f"mount.{name}" for name in ("baton", "operations", "virtual", "entry", "session", "kernel")),
+        "tools.nullfs",
+    ),
     "psutil": ("gridfs.node",),
     "ray": (
         *("gridfs.cluster", "gridfs.chunk.server", "gridfs.chunk.objects"),
@@ -85,7 +88,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
             f"gridfs.chunk.{name}"
             for name in ("chunk", "inventory", "sealer", "chunks", "holds", "forwarder", "server", "client", "grants")
         ),
-        *(f"gridfs.offload.{name}" for name in ("client", "source", "writer", "runner")),
+        *(f"gridfs.offload.{name}" for name in ("client", "gateway", "source", "writer", "runner")),
         *("gridfs.vfs", "mount", "scheduler.jobs", "tools.nullfs", "tools.bench_scale_roles", "tools.bench_wire_roles"),
     ),
     "click": ("gridfs.cli", "tools"),

@@ -122,6 +122,11 @@ class Cluster:
         self._nursery.start_soon(node.serve)
         return node
 
+    @property
+    def inode_table(self) -> Address:
+        """Where the inode table's server listens."""
+        return self._meta_endpoint.address
+
     def add_node(self, name: str, capacity_bytes: int) -> None:
         """Another chunk server, which the mounts learn of at once."""
         self.nodes.append(self._start_node(name, capacity_bytes))
