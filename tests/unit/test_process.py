@@ -339,7 +339,7 @@ def test_without_descriptors_it_does_not_start_and_leaves_nothing() -> None:
     for spare in range(20):
         before = left()
         highest = max(map(int, os.listdir("/proc/self/fd")))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest + 1, 16) + spare, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, 16) + 1 + spare, hard))
         try:
             with Child(nothing, ME, LIMITS, feed=[]):
                 pass
