@@ -184,6 +184,16 @@ async def test_the_first_of_two_copies_may_fail(cluster: Cluster, filesystem: Fi
             await trio.sleep(0.01)
 
 
+async def test_a_mount_that_attaches_meanwhile_tidies_nothing_of_it_away(cluster: Cluster) -> None:
+    async with gateway(cluster) as connections:
+        file = OutputFile(connections, job(output=output()), output(), 1, OWN)
+        await in_thread(file.open)
+        await in_thread(file.write, CONTENT)
+        async with cluster.mounted() as filesystem:
+            await in_thread(file.commit)
+            assert await read_all(filesystem, b"out") == CONTENT
+
+
 async def test_what_an_attempt_before_has_left_goes_with_the_next_one(cluster: Cluster, filesystem: Filesystem) -> None:
     async with gateway(cluster) as connections:
         dead = OutputFile(connections, job(output=output()), output(), 1, OWN)
