@@ -241,6 +241,18 @@ async def test_a_runner_that_is_killed_takes_its_job_with_it_and_the_next_attemp
     assert await read_all(runners.filesystem, b"out") == CONTENT
 
 
+@pytest.mark.expected_log
+async def test_an_output_is_written_although_the_inode_table_is_restarted_meanwhile(runners: Runners) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin, runners, "sleep 1; cat")
+        await until(lambda: runners.processes("sleep"))
+        runners.real.actor_process("master", "InodeTable").kill()
+        await until(lambda: runners.told)
+    assert (runners.told["failure"], runners.told["error"]) == ("", "")
+    assert await read_all(runners.filesystem, b"out") == CONTENT
+    assert await names(runners.filesystem) == {b"file", b"out"}
+
+
 async def test_bytes_that_died_with_their_chunk_server_are_lost_and_told_as_such(runners: Runners) -> None:
     runners.real.actor_process(WORKERS[1], "ChunkServer").kill()
     told = await runners.run(WORKERS[0], SHA256)

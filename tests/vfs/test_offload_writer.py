@@ -85,6 +85,18 @@ async def test_no_room_is_enospc_and_leaves_nothing(tmp_path: Path) -> None:
         await emptied(cluster)
 
 
+async def test_room_that_was_taken_for_one_copy_comes_back_when_there_is_none_for_the_other(tmp_path: Path) -> None:
+    async with running(tmp_path, nodes=1, capacity_bytes=4 * MIB) as cluster, cluster.mounted() as filesystem:
+        cluster.add_node(OWN, 64 * MIB)
+        await filesystem.set_xattr(ROOT_INO, REPLICAS, b"2")
+        async with gateway(cluster) as connections:
+            file = OutputFile(connections, job(output=output()), output(), 1, OWN)
+            with pytest.raises(FilesystemError, match="no node has room"):
+                await in_thread(write_all, file, CONTENT)
+            await in_thread(file.abort)
+            await emptied(cluster)
+
+
 async def emptied(cluster: Cluster) -> None:
     """Wait until the cluster has no file, no orphan and no byte; room that was taken comes back, too."""
     assert names(cluster) == set()
