@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from glob import glob
 from itertools import groupby
 from typing import Any
 from uuid import uuid4
@@ -150,6 +153,8 @@ async def runners(real: Real, mounted: Filesystem) -> AsyncIterator[Runners]:
         for host in WORKERS:
             await trio.to_thread.run_sync(cluster.destroy, f"runner-of-a-test@{host}")
         await release(real)
+        for left in glob(f"{tempfile.gettempdir()}/gridfs-job-{JOB}-*"):  # by a runner that was killed, for the next one
+            shutil.rmtree(left)
 
 
 async def names(filesystem: Filesystem) -> set[bytes]:
