@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from gridfs.offload import keeper, sandbox, usage
 from gridfs.offload.job import Submitter
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, NOBODY, as_user, leaves_nothing, needs_group, needs_root, run
+from tests.unit.children import LIMITS, ME, NOBODY, PREFIX, as_user, leaves_nothing, needs_group, needs_root, run
 
 __all__ = ["leaves_nothing"]
 
@@ -53,7 +54,7 @@ def test_it_can_gain_no_privilege() -> None:
 def test_its_environment_is_clean(who: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secret")
     environment = seen(lambda: dict(os.environ), who)
-    assert environment.pop("TMPDIR").startswith("/tmp/gridfs-job-0-")
+    assert environment.pop("TMPDIR").startswith(f"{gettempdir()}/{PREFIX}0-")
     assert environment == {**sandbox.ENVIRONMENT, "GRIDFS_JOB": "0"}
 
 
