@@ -7,7 +7,7 @@ import os
 import select
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 
 from gridfs.config import MIB
@@ -114,13 +114,15 @@ class Pipes:
         return data
 
     def feed(self, pieces: Iterable[Buffer]) -> None:
-        """Write all of it to the child's standard input, and close that; stop when the child reads no more."""
+        """Write all of it to the child's standard input, and close both; stop when the child reads no more."""
         try:
             for piece in pieces:
                 if not self._put(memoryview(piece).cast("B")):
                     break
         finally:
             self._close_stdin()
+            if isinstance(pieces, Generator):
+                pieces.close()
 
     def _put(self, rest: memoryview) -> bool:
         while rest:

@@ -128,8 +128,6 @@ def confine(place: Place) -> None:
         os.setgroups(place.submitter.groups)
         os.setresgid(*[place.submitter.gid] * 3)
         os.setresuid(*[place.submitter.uid] * 3)
-        if os.getresuid() != (place.submitter.uid,) * 3:
-            raise PermissionError("could not become the submitter")
     if place.submitter.uid:
         _libc.prctl(_PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0)))
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))  # becoming another user has taken it back

@@ -52,12 +52,12 @@ def descendants(pid: int) -> Iterator[int]:
 
 def anonymous_bytes() -> int:
     """Resident anonymous memory of this process: what a child of it is forked with."""
-    return _status(os.getpid()).get("RssAnon", 0) * _KIB
+    return _status("self").get("RssAnon", 0) * _KIB
 
 
 def data_bytes() -> int:
     """What RLIMIT_DATA counts of this process now."""
-    return _status(os.getpid()).get("VmData", 0) * _KIB
+    return _status("self").get("VmData", 0) * _KIB
 
 
 def threads_of(uid: int) -> int:
@@ -84,8 +84,8 @@ def _children(pid: int) -> Iterator[int]:
         return
 
 
-def _status(pid: int) -> dict[str, int]:
-    """The numbers of /proc/PID/status, sizes in KiB; none if it has ended."""
+def _status(pid: int | str) -> dict[str, int]:
+    """The numbers of /proc/PID/status, sizes in KiB; none if it has ended. "self" is right under any /proc, `getpid` is not."""
     numbers = {}
     for line in _read(f"/proc/{pid}/status").splitlines():
         name, _, value = line.partition(":")

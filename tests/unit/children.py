@@ -21,7 +21,8 @@ from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Ending, Limits, Work
 
 ME = Submitter(os.geteuid(), os.getegid(), tuple(os.getgroups()))
-NOBODY = Submitter(65534, 65534, (1, 2))
+OTHER = Submitter(100_000 + os.getpid(), 65534, (1, 2))
+"""A user who has no other processes, not even those of somebody who runs these tests at the same time."""
 LIMITS = Limits(20.0)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 PREFIX = f"gridfs-test-{os.getpid()}-"

@@ -14,13 +14,13 @@ from gridfs.errors import GridfsError
 from gridfs.offload import command
 from gridfs.offload.job import Submitter
 from gridfs.offload.pipes import Buffer
-from tests.unit.children import ME, NOBODY, as_user, job, leaves_nothing, needs_group, needs_root, run_command
+from tests.unit.children import ME, OTHER, as_user, job, leaves_nothing, needs_group, needs_root, run_command
 
 __all__ = ["leaves_nothing"]
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
-WHO = [ME, pytest.param(NOBODY, marks=needs_root)]
+WHO = [ME, pytest.param(OTHER, marks=needs_root)]
 CONTENT: list[Buffer] = [os.urandom(3 * MIB), memoryview(os.urandom(MIB)), b"end"]
 SIZE = sum(map(len, CONTENT))
 DIGEST = hashlib.sha256(b"".join(CONTENT)).hexdigest().encode()
@@ -43,7 +43,7 @@ def test_a_path_has_the_files_content(words: tuple[str, ...], who: Submitter) ->
 def test_the_path_is_part_of_a_word_and_can_be_sought_but_not_written(who: Submitter) -> None:
     output, _, _ = run_command(job("dd", "if={}", "bs=1", "skip=6", "count=3", submitter=who, size=9), b"abcdefghi")
     assert output == b"ghi"
-    _, ending, _ = run_command(job("echo x > {}", submitter=who, size=9), b"abcdefghi")
+    _, ending, _ = run_command(job("echo x 1<> {}", submitter=who, size=9), b"abcdefghi")
     assert ending.exit_code != 0
 
 
@@ -134,7 +134,7 @@ def test_a_fork_bomb_is_defused(who: Submitter, monkeypatch: pytest.MonkeyPatch)
 
 @needs_root
 def test_a_fork_bomb_of_a_service_that_is_not_root_is_defused() -> None:
-    ending = as_user(NOBODY, lambda: run_command(job(BOMB, submitter=NOBODY, memory_bytes=200 * MIB))[1])
+    ending = as_user(OTHER, lambda: run_command(job(BOMB, submitter=OTHER, memory_bytes=200 * MIB))[1])
     assert ending.failure in ("function", "memory")
 
 

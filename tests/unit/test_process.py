@@ -7,7 +7,9 @@ import gc
 import os
 import resource
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -234,6 +236,47 @@ def test_it_need_not_eat(work: Callable[[Write], None]) -> None:
             yield bytes(MIB)
 
     assert run(work, feed=endless())[1].exit_code == 0
+
+
+def test_the_food_is_not_held_any_more_when_it_has_ended() -> None:
+    freed = []
+
+    def endless() -> Iterator[bytes]:
+        try:
+            while True:
+                yield bytes(MIB)
+        finally:
+            time.sleep(0.1)
+            freed.append(True)
+
+    food = endless()
+    run(nothing, feed=food)
+    assert freed
+
+
+def test_output_ends_with_the_child_though_somebody_else_holds_it_open() -> None:
+    ends = pipes.Pipes(fed=False)
+    os.write(ends.stdout_in, b"abc")
+    ends.say_ended()
+    assert list(ends.output()) == [b"abc"]
+    ends.close()
+
+
+def test_what_is_given_is_found_whatever_number_it_had() -> None:
+    def work(write: Write) -> None:
+        write(subprocess.check_output(["cat", f"/proc/self/fd/{pipes.GIVEN}"], close_fds=False))
+
+    for number in (pipes.GIVEN, 100):
+        kept = os.dup(pipes.GIVEN) if os.path.lexists(f"/proc/self/fd/{pipes.GIVEN}") else None
+        with tempfile.TemporaryFile() as file:
+            file.write(b"content")
+            file.seek(0)
+            os.dup2(file.fileno(), number, inheritable=False)
+            assert run(work, given=number)[0] == [b"content"]
+        os.close(number)
+        if kept is not None:
+            os.dup2(kept, pipes.GIVEN, inheritable=False)
+            os.close(kept)
 
 
 def test_an_error_of_the_food_cancels_it_and_is_raised() -> None:
