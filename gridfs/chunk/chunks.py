@@ -73,7 +73,7 @@ class Chunks(Inventory):
         return lambda: self.pool.unpin(buffer)
 
     @asynccontextmanager
-    async def held(self, chunk_id: ChunkId) -> AsyncIterator[Chunk]:
+    async def locked(self, chunk_id: ChunkId) -> AsyncIterator[Chunk]:
         """Keep writes and truncations of the chunk away for as long as the context lasts. Raises ENOENT."""
         chunk = self.chunks.get(chunk_id)
         if chunk is not None:
@@ -232,13 +232,30 @@ class Chunks(Inventory):
         await self.seal_together([chunk_id])
         return self.is_sealed(chunk_id)
 
-    async def seal_together(self, chunk_ids: Iterable[ChunkId]) -> None:
-        """Seal the chunks that are open and that nobody writes to meanwhile; the small ones share objects."""
-        await self._sealer.seal_together(chunk_ids)
+    async def seal_together(self, chunk_ids: Iterable[ChunkId]) -> bool:
+        """Seal the chunks that are open and that nobody writes to meanwhile; the small ones share objects.
+
+        False if there was no room for one of them.
+        """
+        return await self._sealer.seal_together(chunk_ids)
 
     async def seal_alone(self, chunk_id: ChunkId) -> bool:
         """As `seal`, but the chunk's object holds nothing else; one that shares an object is copied into its own."""
         return await self._sealer.seal_alone(chunk_id)
+
+    async def ref(self, chunk_id: ChunkId) -> Any:
+        """Seal the chunk in an object of its own and give that one's ref.
+
+        Raises ENOENT, EBUSY while it is being written, and EBADMSG if it is bad.
+        """
+        if (found := self.chunks.get(chunk_id)) is None:
+            raise FilesystemError(errno.ENOENT, f"chunk {chunk_id} is not here")
+        if not await self.seal_alone(chunk_id):
+            if found.bad:
+                raise bad(chunk_id)
+            raise FilesystemError(errno.EBUSY, f"chunk {chunk_id} is being written")
+        chunk = self.chunks.get(chunk_id)
+        return chunk.ref if chunk else None
 
     async def repack(self) -> None:
         """Move chunks out of packs that are mostly waste, or too small to be worth an object, so that those can go."""
@@ -262,7 +279,7 @@ class Chunks(Inventory):
     async def _verify(self, chunk_id: ChunkId, chunk: Chunk) -> State:
         while (pack := chunk.pack) is not None:
             assert chunk.view is not None
-            checksum = await self._hash(chunk.view)
+            checksum = await self.hash(chunk.view)
             if chunk.pack is not pack:
                 continue  # it was opened or moved meanwhile
             if checksum == chunk.checksum:
@@ -271,7 +288,8 @@ class Chunks(Inventory):
             self.find_bad(chunk_id, chunk)
         return "missing" if chunk.dropped else "bad" if chunk.bad else "open"
 
-    async def _hash(self, content: memoryview) -> int:
+    async def hash(self, content: memoryview) -> int:
+        """The checksum of those bytes, which must not change."""
         if len(content) <= HASHED_AT_ONCE_BYTES:
             return xxhash.xxh3_64_intdigest(content)
         return await trio.to_thread.run_sync(xxhash.xxh3_64_intdigest, content, limiter=self._hashers)

@@ -69,7 +69,7 @@ class Copies:
         Raises ENOENT if the chunk is not here, EBADMSG if its bytes are not what they were, and EIO if they did not arrive.
         """
         await self._chunks.verify(chunk_id)  # a chunk that is found bad cannot be read any more
-        async with self._chunks.held(chunk_id) as chunk:
+        async with self._chunks.locked(chunk_id) as chunk:
             view, sent = self._chunks.read(chunk_id, 0, chunk.length)
             reply = await self._submit(address, "put", *chunk_id, author, payload=view)
             self._followers[chunk_id].add(address)

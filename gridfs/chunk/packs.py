@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -47,19 +47,21 @@ class Pack:
 
 
 class Packs:
-    """The packs that have chunks in them, and the memory they take.
+    """The packs that have chunks in them or are held, and the memory they take.
 
-    Between calls: `size_bytes` is the size of their objects, of which `live_bytes` are of use.
+    Between calls: `size_bytes` is the size of their objects, of which `live_bytes` are chunks as they are now.
     """
 
     def __init__(self) -> None:
         self.size_bytes = self.peak_bytes = self.live_bytes = 0
         self.small: set[Pack] = set()
         """Those with small chunks; the others hold one chunk, and go with it."""
+        self.held = Counter[Pack]()
+        """Those that are to stay as they are, whatever becomes of their chunks, and by how many holds."""
 
     @property
     def wasted_bytes(self) -> int:
-        """Memory of chunks that are gone, in objects that are still needed for others."""
+        """Memory of chunks that are gone, in objects that are still needed: for others, or by holds."""
         return self.size_bytes - self.live_bytes
 
     @property
@@ -79,11 +81,25 @@ class Packs:
         self.live_bytes += length
 
     def leave(self, pack: Pack, length: int) -> None:
-        """A chunk is no longer in the pack; with the last one the pack is forgotten, and its object with it."""
+        """A chunk is no longer in the pack; with the last one the pack is forgotten, and its object with it, unless held."""
         pack.live_chunks -= 1
         pack.live_bytes -= length
         self.live_bytes -= length
-        if not pack.live_chunks:
+        self._forget_if_unused(pack)
+
+    def hold(self, pack: Pack) -> None:
+        """The pack, which has chunks in it, and its object stay until `let_go`, which is called as often."""
+        self.held[pack] += 1
+
+    def let_go(self, pack: Pack) -> None:
+        """One hold of the pack has ended."""
+        self.held[pack] -= 1
+        if not self.held[pack]:
+            del self.held[pack]
+            self._forget_if_unused(pack)
+
+    def _forget_if_unused(self, pack: Pack) -> None:
+        if not pack.live_chunks and pack not in self.held:
             self.size_bytes -= len(pack.view)
             self.small.discard(pack)
 
@@ -91,17 +107,19 @@ class Packs:
         """The packs whose chunks should move to new ones, the emptiest first.
 
         They are those that are less than half of use, more of them while too much of all is wasted, and the thin ones when
-        there are too many.
+        there are too many. To move chunks out of one that is held would free nothing.
         """
-        chosen, wasted, size = [], self.wasted_bytes, self.size_bytes
-        for pack in sorted(self.small, key=lambda pack: pack.live_share):
+        held_waste = sum(len(pack.view) - pack.live_bytes for pack in self.held)
+        movable = self.small.difference(self.held)
+        chosen, wasted, size = [], self.wasted_bytes - held_waste, self.size_bytes - held_waste
+        for pack in sorted(movable, key=lambda pack: pack.live_share):
             dead = len(pack.view) - pack.live_bytes
             if not dead or (pack.live_share >= 0.5 and wasted <= size * WASTE_MAX_SHARE):
                 break
             chosen.append(pack)
             wasted -= dead
             size -= dead
-        thin = [pack for pack in self.small.difference(chosen) if pack.is_thin]
+        thin = [pack for pack in movable.difference(chosen) if pack.is_thin]
         return chosen + (thin if len(thin) > THIN_PACKS_MAX else [])
 
     def check(self, sealed: Mapping[ChunkId, tuple[Pack, int, int]]) -> list[str]:
@@ -119,7 +137,8 @@ class Packs:
             ends = [*sorted((start, start + length) for start, length, _ in rows), (len(pack.view), 0)]
             if any(end > start for (_, end), (start, _) in pairwise(ends)):
                 faults.append(f"{name} has chunks beyond its end or on top of each other")
-        size_bytes, live_bytes = sum(len(pack.view) for pack in members), sum(pack.live_bytes for pack in members)
+        size_bytes = sum(len(pack.view) for pack in members.keys() | self.held.keys())
+        live_bytes = sum(pack.live_bytes for pack in members)
         if (self.size_bytes, self.live_bytes) != (size_bytes, live_bytes):
             faults.append(f"the packs take {size_bytes} bytes, {live_bytes} of use, not {self.size_bytes}, {self.live_bytes}")
         return faults

@@ -78,9 +78,12 @@ class Sealer:
                 break
         return self._next_pack(pending)
 
-    async def seal_together(self, chunk_ids: Iterable[ChunkId]) -> None:
-        """Seal the chunks that are open and that nobody writes to meanwhile; the small ones share objects."""
-        await self._pack_up(chunk_ids, lambda chunk: not chunk.is_sealed)
+    async def seal_together(self, chunk_ids: Iterable[ChunkId]) -> bool:
+        """Seal the chunks that are open and that nobody writes to meanwhile; the small ones share objects.
+
+        False if there was no room for one of them.
+        """
+        return await self._pack_up(chunk_ids, lambda chunk: not chunk.is_sealed)
 
     async def seal_alone(self, chunk_id: ChunkId) -> bool:
         """As `seal`, but the chunk's object holds nothing else; one that shares an object is copied into its own."""
@@ -98,10 +101,10 @@ class Sealer:
         sources = set(chosen)
         await self._pack_up(chunk_ids, lambda chunk: chunk.pack in sources)
 
-    async def _pack_up(self, chunk_ids: Iterable[ChunkId], is_wanted: Callable[[Chunk], bool]) -> None:
+    async def _pack_up(self, chunk_ids: Iterable[ChunkId], is_wanted: Callable[[Chunk], bool]) -> bool:
         """Copy the chunks that are wanted, also when it is their turn, into as few packs as they fit in.
 
-        When the object store is full the rest stays where it is.
+        When the object store is full the rest stays where it is: False.
         """
 
         def length(chunk_id: ChunkId) -> int:
@@ -114,7 +117,8 @@ class Sealer:
             async with self._packing:
                 members = [member for member in self._next_pack(pending) if is_wanted(member.chunk)]
                 if members and not await self._seal_in_pack(members):
-                    break
+                    return False
+        return True
 
     def _next_pack(self, pending: deque[ChunkId]) -> list[Member]:
         """Take as many chunks from the left of `pending` as fit in one pack, passing over those that cannot be sealed."""

@@ -21,10 +21,10 @@ import trio
 
 from gridfs import logs, node
 from gridfs.buffers import keep_freed_memory
-from gridfs.chunk.chunk import bad
 from gridfs.chunk.chunks import Chunks
 from gridfs.chunk.copies import Author, Copies
 from gridfs.chunk.forwarder import Forwarder
+from gridfs.chunk.holds import Holds
 from gridfs.chunk.objects import Objects, RayObjects
 from gridfs.chunk.pool import BufferPool
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
@@ -72,6 +72,7 @@ class ChunkService:
         """What chunks are growing by just now beyond what was granted for it."""
         self._pool = BufferPool(OPEN_MAX_BYTES, OPEN_KEEP_BYTES)
         self.chunks = Chunks(objects, self._pool)
+        self.holds = Holds(self.chunks)
         self._forwarder = Forwarder(secret)
         self._copies = Copies(self.chunks, self._forwarder)
         self._grants: dict[Peer, int] = defaultdict(int)
@@ -97,6 +98,7 @@ class ChunkService:
             "inventory": self.inventory,
             "length": self.length,
             "space": self.space,
+            **self.holds.methods,
         }
 
     # -- clients -----------------------------------------------------------------------------------------------------
@@ -371,23 +373,13 @@ class ChunkService:
         except Exception:
             log.exception("%d chunks could not be sealed", len(chunk_ids))
 
+    def check(self) -> list[str]:
+        """The invariants of chunks and holds that are broken, one sentence each."""
+        return self.chunks.check() + self.holds.check()
+
     def open_bytes(self) -> int:
         """Memory lent to open chunks."""
         return self._pool.lent_bytes
-
-    async def ref(self, chunk_id: ChunkId) -> Any:
-        """Seal the chunk in an object of its own and give that one's ref.
-
-        Raises ENOENT, EBUSY while it is being written, and EBADMSG if it is bad.
-        """
-        if (found := self.chunks.find(chunk_id)) is None:
-            raise FilesystemError(errno.ENOENT, f"chunk {chunk_id} is not here")
-        if not await self.chunks.seal_alone(chunk_id):
-            if found.bad:
-                raise bad(chunk_id)
-            raise FilesystemError(errno.EBUSY, f"chunk {chunk_id} is being written")
-        chunk = self.chunks.find(chunk_id)
-        return chunk.ref if chunk else None
 
 
 class ChunkServer:
@@ -431,11 +423,19 @@ class ChunkServer:
 
     def refs(self, ino: int, index: int) -> list[Any]:
         """[the ref] of the chunk's Ray object, sealing it first; for a job on this node. Raises FilesystemError."""
-        return [self._thread.call_async(self._service.ref, ChunkId(ino, index))]
+        return [self._thread.call_async(self._service.chunks.ref, ChunkId(ino, index))]
+
+    def held(self, job: int) -> list[tuple[int, Any, int, int]]:
+        """(index, ref, start, length) of each chunk that is held for the job: see `Holds.refs`."""
+        return self._thread.call(self._service.holds.refs, job)
+
+    def keep_holds(self, jobs: list[int]) -> None:
+        """These are all the jobs there are; what is held for others is released, unless it is new."""
+        self._thread.call(self._service.holds.keep, jobs)
 
     def check(self) -> list[str]:
         """The chunks' broken invariants, one sentence each; empty when all is well."""
-        return self._thread.call(self._service.chunks.check)
+        return self._thread.call(self._service.check)
 
     def stop(self) -> None:
         """Stop serving; the chunks go with the process."""

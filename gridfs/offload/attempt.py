@@ -62,11 +62,12 @@ class Kept:
         return bytes(self._content)
 
     def write(self, piece: Buffer) -> None:
-        """Raises TooLongError."""
+        """Raises TooLongError; then nothing is kept."""
         kept = piece[: KEPT_OUTPUT_BYTES - len(self._content)]
         self._content += kept
         self.dropped_bytes += len(piece) - len(kept)
         if self.dropped_bytes and not self._may_be_cut:
+            self._content.clear()
             raise work.TooLongError(KEPT_OUTPUT_BYTES)
 
     def commit(self) -> int:
@@ -294,10 +295,7 @@ class Attempt:
             try:
                 yield kept
             finally:
-                self._told["stdout"] = kept.content
-                if kept.dropped_bytes:
-                    note = f"[{kept.dropped_bytes} more bytes of output were not kept: name an output for them]"
-                    self._told["stderr"] += f"\n{note}\n".encode()
+                self._keep(kept)
             return
         file = OutputFile(self._gateway, self.job, self.job.output, self.number, self._task["server"])
         self._on_stop(file.abort)
@@ -307,3 +305,9 @@ class Attempt:
         except BaseException:
             file.abort()
             raise
+
+    def _keep(self, kept: Kept) -> None:
+        self._told["stdout"] = kept.content
+        if kept.dropped_bytes and self.job.request.kind == "command":
+            note = f"[{kept.dropped_bytes} more bytes of output were not kept: name an output for them]"
+            self._told["stderr"] += f"\n{note}\n".encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -77,8 +76,16 @@ class Gateway:
             while True:
                 await trio.sleep(PLACEMENT_INTERVAL_S)
                 if self._table_address is not None:
-                    with suppress(ConnectionLost, FilesystemError):  # the one that is known stays
-                        await self.refresh_placement()
+                    await self._try_to_refresh()
+
+    async def _try_to_refresh(self) -> None:
+        """The placement map that is known stays where this fails."""
+        try:
+            await self.refresh_placement()
+        except (ConnectionLost, FilesystemError) as error:
+            log.debug("no placement map: %s", error)
+        except Exception:
+            log.exception("the placement map cannot be read")
 
     def _connect(self, inode_table: Address, fallback: PlacementMap) -> None:
         if self._table_address not in (None, inode_table) and self._table is not None:
@@ -88,7 +95,7 @@ class Gateway:
             self.placement = fallback
 
     async def refresh_placement(self) -> None:
-        """Ask the inode table for the placement map. Raises ConnectionLost."""
+        """Ask the inode table for the placement map. Raises ConnectionLost, FilesystemError."""
         placement = await (await self._client()).placement()
         if placement.epoch >= self.placement.epoch:
             self.placement = placement

@@ -78,6 +78,7 @@ class Keeper:
     """What the thread that has forked a child knows of it."""
 
     def __init__(self, pid: int, separated: bool, limits: Limits, ends: pipes.Pipes, own_bytes: int) -> None:
+        """`own_bytes` of each process's memory are not counted. Raises OSError when there are no descriptors left."""
         self._pid, self._separated, self._limits, self._ends, self._own_bytes = pid, separated, limits, ends, own_bytes
         self._pidfd = os.pidfd_open(pid)
         self._stderr = bytearray()
@@ -107,7 +108,7 @@ class Keeper:
                 return None
 
     def _exceeded(self) -> Ending | None:
-        taken = usage.below(self._pid, self._own_bytes, self._limits.shared_bytes)
+        taken = usage.below(self._pid, self._limits.threads, self._own_bytes, self._limits.shared_bytes)
         if taken.threads > self._limits.threads:
             most = f"{self._limits.threads} processes and threads"
             return Ending(failure="function", error=f"the job had more than {most}")

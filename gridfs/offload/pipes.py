@@ -8,7 +8,7 @@ import select
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from gridfs.config import MIB
 from gridfs.errors import GridfsError
@@ -32,13 +32,15 @@ class Pipes:
     """
 
     def __init__(self, fed: bool) -> None:
-        """`fed`: there will be something on its standard input."""
-        self.stdout_out, self.stdout_in = _pipe()
-        self.stderr_out, self.stderr_in = _pipe()
-        self.report_out, self.report_in = _pipe()
-        self.status_out, self.status_in = _pipe()
-        self.stdin_out, self.stdin_in = _pipe() if fed else (_above(os.open(os.devnull, os.O_RDONLY)), -1)
-        self.woken, self._ended = (_above(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) for _ in range(2))
+        """`fed`: there will be something on its standard input. OSError, and nothing open, if there are no descriptors left."""
+        with ExitStack() as undo:
+            self.stdout_out, self.stdout_in = _pipe(undo)
+            self.stderr_out, self.stderr_in = _pipe(undo)
+            self.report_out, self.report_in = _pipe(undo)
+            self.status_out, self.status_in = _pipe(undo)
+            self.stdin_out, self.stdin_in = _pipe(undo) if fed else (_above(os.open(os.devnull, os.O_RDONLY), undo), -1)
+            self.woken, self._ended = (_above(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), undo) for _ in range(2))
+            undo.pop_all()
         self.childs = {self.stdout_in, self.stderr_in, self.report_in, self.status_in, self.stdin_out}
         """The child's ends."""
         for fd in (self.stdout_out, self.stderr_out, self.report_out, self.status_out, *([self.stdin_in] if fed else [])):
@@ -181,16 +183,23 @@ def _wait(events: dict[int, int], timeout_ms: int | None = None) -> set[int]:
     return {fd for fd, _ in poll.poll(timeout_ms)}
 
 
-def _pipe() -> tuple[int, int]:
-    out, into = (_above(fd) for fd in os.pipe())
+def _pipe(undo: ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    with ExitStack() as second:
+        second.callback(os.close, ends[1])
+        out = _above(ends[0], undo)
+        second.pop_all()
+    into = _above(ends[1], undo)
     with suppress(OSError):  # without privileges there is a limit for all pipes of a user
         fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return out, into
 
 
-def _above(fd: int) -> int:
-    """The same descriptor under a number that is in nobody's way."""
+def _above(fd: int, undo: ExitStack) -> int:
+    """The same descriptor under a number that is in nobody's way; `undo` closes it."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
     finally:
         os.close(fd)
+    undo.callback(os.close, moved)
+    return moved

@@ -15,23 +15,25 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import struct
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from gridfs.errors import GridfsError
-from gridfs.offload import pipes, sandbox, usage
+from gridfs.offload import directory, group, pipes, sandbox, usage
 from gridfs.offload.directory import Directory
+from gridfs.offload.group import Group
 from gridfs.offload.job import Submitter
 from gridfs.offload.keeper import ERROR_MAX, FAILED_EXIT, REPORT_MAX, STUCK, Ending, Keeper, Limits
 from gridfs.offload.pipes import Buffer
 
-__all__ = ["Child", "Ending", "Limits", "NotStarted", "Work"]
+__all__ = ["Child", "Ending", "Limits", "NotStarted", "Work", "sweep"]
 
 Work = Callable[[Callable[[Buffer], None]], None]
 """What runs in the child: it is given `write`. What it raises is the job's error: of a ValueError or GridfsError the text
@@ -80,22 +82,22 @@ class Child:
         self._feed_error: BaseException | None = None
         self._finished = threading.Event()
         self._lock = threading.Lock()
-        self._directory = Directory(job, submitter)
-        self._place = sandbox.Place(
-            *(job, submitter, self._directory.path, limits.memory_bytes),
-            usage.threads_of(submitter.uid) + 2 * limits.threads,
-        )
-        self._pipes = pipes.Pipes(fed=feed is not None)
-        self._feeder = threading.Thread(target=self._feed, args=(feed,), name=f"job-{job}-feed", daemon=True)
-        started: Future[None] = Future()
-        threading.Thread(target=self._keep, args=(started,), name=f"job-{job}", daemon=True).start()
-        try:
+        with ExitStack() as undo:
+            self._directory = Directory(job, submitter)
+            undo.callback(self._directory.remove)
+            threads_max = usage.threads_of(submitter.uid) + 2 * limits.threads
+            self._place = sandbox.Place(job, submitter, self._directory.path, limits.memory_bytes, threads_max)
+            self._group = Group(job, 2 * limits.threads)
+            undo.callback(self._group.remove)
+            self._pipes = pipes.Pipes(fed=feed is not None)
+            undo.callback(self._pipes.close)
+            started: Future[None] = Future()
+            threading.Thread(target=self._keep, args=(started,), name=f"job-{job}", daemon=True).start()
             started.result()
-        except BaseException:
-            self._pipes.close()
-            raise
+            undo.pop_all()
+        self._feeder: threading.Thread | None = None
         if feed is not None:
-            self._feeder.start()
+            self._start_feeder(feed)
 
     # -- for the one who started it ------------------------------------------------------------------------------------
 
@@ -128,12 +130,22 @@ class Child:
                 for _ in self._pipes.output():
                     pass
                 self._finished.wait()
-                if self._feeder.ident is not None:
+                if self._feeder is not None:
                     self._feeder.join()
                 self._pipes.close()
         if self._feed_error is not None:
             raise self._feed_error
         return self._ending
+
+    def _start_feeder(self, feed: Iterable[Buffer]) -> None:
+        feeder = threading.Thread(target=self._feed, args=(feed,), name=f"job-{self._place.job}-feed", daemon=True)
+        try:
+            feeder.start()
+        except RuntimeError as error:  # there are too many threads
+            self.cancel()
+            self.wait()
+            raise BlockingIOError(*error.args) from None
+        self._feeder = feeder
 
     def _feed(self, feed: Iterable[Buffer]) -> None:
         try:
@@ -147,15 +159,11 @@ class Child:
     def _keep(self, started: Future[None]) -> None:
         """Fork, watch, reap: the kernel kills the child when the thread that forked it ends."""
         try:
-            separated = sandbox.separate()
-            pid = self._fork(separated)
+            keeper = self._start()
         except BaseException as error:  # noqa: BLE001 - it is raised where the child was asked for
-            self._directory.remove()
             started.set_exception(error)
             return
         started.set_result(None)
-        self._pipes.close_childs()
-        keeper = Keeper(pid, separated, self._limits, self._pipes, 0 if self._program else usage.anonymous_bytes())
         try:
             verdict = keeper.watch()
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
@@ -164,12 +172,29 @@ class Child:
         self._ending = (verdict or keeper.ending()) if has_ended else STUCK
         self.stderr = keeper.stderr()
         if has_ended:
-            self._directory.remove()
+            self._remove()
         self._pipes.say_ended()
         self._finished.set()
         if not has_ended:
             keeper.reap()
-            self._directory.remove()
+            self._remove()
+
+    def _remove(self) -> None:
+        self._directory.remove()
+        self._group.remove()
+
+    def _start(self) -> Keeper:
+        separated = sandbox.separate()
+        pid = self._fork(separated)
+        try:
+            own_bytes = 0 if self._program else usage.anonymous_bytes()
+            keeper = Keeper(pid, separated, self._limits, self._pipes, own_bytes)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self._pipes.close_childs()
+        return keeper
 
     def _fork(self, separated: bool) -> int:
         with _forking():
@@ -188,6 +213,7 @@ class Child:
         """In the first child: start the second, and tell how it ended."""
         ends = self._pipes
         sandbox.detach()
+        self._group.join()
         sandbox.close_all_but({*ends.childs, *([] if self._given is None else [self._given])})
         sandbox.keep_count(separated, self._place)
         if ends.is_orphan():
@@ -223,6 +249,12 @@ class Child:
             os._exit(0)
         except BaseException as error:  # noqa: BLE001 - all of it is the job's error
             _report(ends.report_in, error)
+
+
+def sweep() -> None:
+    """Remove what processes that were killed have left of their children: call it when a process starts that will have some."""
+    directory.sweep()
+    group.sweep()
 
 
 @contextmanager

@@ -55,14 +55,14 @@ class Runner:
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
         """Do a part of a job, or all of it. Raises GridfsError when ATTEMPTS_MAX are under way, and nothing else.
 
-        `task`: `job` (packed), `attempt` (its number, from 1 on), `mode`, `runs`, `servers` (identity -> [host, IP, port] of the
-        chunk servers), `inode_table` ([IP, port]), `server` (identity of this node's chunk server).
+        `task`: `job` (packed), `attempt` (its number, from 1 on), `mode`, `runs`, `servers` (identity -> [host, IP, port] of
+        the chunk servers), `inode_table` ([IP, port]), `server` (identity of this node's chunk server).
 
         In mode "map" the result has `partials`: of each of the `runs` (ranges of chunk indices) the packed pieces that the
         function's map has made of it. In mode "whole" it has the `result`, or `stdout` as far as it is kept, or the output has
         been written. In either, `error` is a sentence when there is a `failure`: "memory", "timeout", "cancelled", "function"
-        (whatever the job itself is to blame for) or "bytes lost"; `stderr`, `exit_code`, `local_bytes` and `network_bytes` (read
-        here, and fetched), and `output_bytes` are told in any case.
+        (whatever the job itself is to blame for) or "bytes lost"; `stderr`, `exit_code`, `local_bytes` and `network_bytes`
+        (read here, and fetched), and `output_bytes` are told in any case.
         """
         with self._attempting(task) as attempt:
             return attempt.run()
@@ -104,7 +104,8 @@ class Runner:
         self._gateway.call(writer.sweep, self._gateway, Job.unpack(task["job"]), int(task["attempt"]))
 
     def ping(self) -> dict[str, int]:
-        """The process, and how many attempts are under way."""
+        """The process, and how many attempts are under way. Raises RuntimeError if it cannot work any more."""
+        self._gateway.call_now(int)
         return {"pid": os.getpid(), "jobs": len(self._attempts)}
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -31,7 +32,8 @@ ENVIRONMENT = {
 }
 """All that a job finds in its environment, besides GRIDFS_JOB, its id, and TMPDIR, its directory."""
 OPEN_FILES_MAX = 1024
-_NICE = 5
+_NICE = 10
+_KILLED_AT_ONCE = 10_000
 _UMASK = 0o022
 _OOM_SCORE = "1000"
 
@@ -152,8 +154,8 @@ def _lower(limited: int, wanted: int) -> None:
 
 
 def kill_below(pid: int) -> None:
-    """Kill all descendants of `pid` that are there now: for where there is no namespace to kill."""
-    for descendant in usage.descendants(pid):
+    """Kill descendants of `pid`, those that are there now at most: for where there is no namespace to kill."""
+    for descendant in itertools.islice(usage.descendants(pid), _KILLED_AT_ONCE):
         with suppress(OSError):
             os.kill(descendant, signal.SIGKILL)
 

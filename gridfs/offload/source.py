@@ -27,7 +27,8 @@ PIECE_BYTES = 2 * MIB
 """What is fetched at a time."""
 AHEAD_PIECES = 3
 """Fetched and not yet taken. With the piece that is being fetched and the one in use, a source takes 10 MiB of memory."""
-HELD_TIMEOUT_S = 20.0
+HELD_TIMEOUT_S = 10.0
+ENDED = "the job was ended"
 _ZEROS = memoryview(bytes(CHUNK_SIZE_BYTES))
 """Which take no memory before somebody writes them, and nobody does."""
 _COUNTS = struct.Struct("=QQQ")
@@ -138,7 +139,7 @@ class Fetch:
         try:
             return await self._pieces_out.receive()
         except trio.EndOfChannel:
-            raise self._failure or BytesLostError("the job was ended") from None
+            raise self._failure or BytesLostError(ENDED) from None
 
     async def _fetch_all(self) -> None:
         with self._scope, self._pieces_in:
@@ -148,6 +149,9 @@ class Fetch:
                         await self._pieces_in.send(await self._fetch(part, offset, length))
             except BytesLostError as error:
                 self._failure = error
+            except Exception as error:  # the gateway goes on, for other jobs
+                log.exception("job %d: the input could not be fetched", self._job)
+                self._failure = BytesLostError(f"the input cannot be fetched: {error!r}")
 
     async def _fetch(self, part: Part, offset: int, length: int) -> memoryview:
         """From the first server that answers; each gets a buffer of its own, as the bytes of a late one may still come."""
@@ -187,6 +191,7 @@ class Source:
         self._remote = [part for run in self._runs for part in run if part.is_remote]
         self._fetch = Fetch(gateway, job.id, self._remote)
         self._buffer = memoryview(b"")
+        self._is_stopped = False
         self.counts = Counts()
 
     @property
@@ -202,6 +207,8 @@ class Source:
         for part in self._runs[number]:
             for _, length in part.pieces() if part.is_remote else [(0, part.length)]:
                 piece = self._fetch.take() if part.is_remote else part.content()
+                if self._is_stopped:
+                    raise BytesLostError(ENDED)
                 self._count(part, length)
                 yield piece
 
@@ -220,6 +227,7 @@ class Source:
 
     def stop(self) -> None:
         """Fetch no more, and end whoever waits for a piece; any thread may call it, also when nothing has begun."""
+        self._is_stopped = True
         self._fetch.stop()
 
     def _count(self, part: Part, length: int) -> None:

@@ -6,6 +6,7 @@ All of it is sampled. Processes come and go meanwhile, so a sample may miss some
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,8 +22,8 @@ class Usage:
     memory_bytes: int = 0
 
 
-def below(pid: int, own_bytes: int = 0, shared_bytes: int | None = None) -> Usage:
-    """What all descendants of `pid` take, `pid` itself apart.
+def below(pid: int, enough: int, own_bytes: int = 0, shared_bytes: int | None = None) -> Usage:
+    """What all descendants of `pid` take, `pid` itself apart. With more than `enough` threads it looks no further.
 
     Memory is resident anonymous memory, of each process less `own_bytes`: what it was forked with; and, unless
     `shared_bytes` is None, shared memory that it maps, less so much, which is somebody else's. Files in memory that nobody
@@ -32,18 +33,21 @@ def below(pid: int, own_bytes: int = 0, shared_bytes: int | None = None) -> Usag
     for descendant in descendants(pid):
         status = _status(descendant)
         threads += status.get("Threads", 0)
+        if threads > enough:
+            break
         memory += max(0, status.get("RssAnon", 0) * _KIB - own_bytes)
         if shared_bytes is not None:
             memory += max(0, status.get("RssShmem", 0) * _KIB - shared_bytes)
     return Usage(threads, memory)
 
 
-def descendants(pid: int) -> list[int]:
-    """The children of `pid`, theirs, and so on, parents first."""
-    found = list(_children(pid))
-    for descendant in found:  # which grows meanwhile
-        found.extend(_children(descendant))
-    return found
+def descendants(pid: int) -> Iterator[int]:
+    """The children of `pid`, theirs, and so on, parents first. Processes that multiply may keep it going for ever."""
+    known = deque(_children(pid))
+    while known:
+        descendant = known.popleft()
+        yield descendant
+        known.extend(_children(descendant))
 
 
 def anonymous_bytes() -> int:

@@ -109,7 +109,7 @@ class OutputFile:
     # -- in the gateway's thread -------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        with suppress(ConnectionLost):
+        with suppress(ConnectionLost, FilesystemError):
             await self._gateway.refresh_placement()
         await self._make()
         if self._aborted:

@@ -17,6 +17,7 @@ from gridfs import cluster
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
 from gridfs.errors import FilesystemError
 from gridfs.meta.inode import ROOT_INO
+from gridfs.stream.connection import Connection
 from gridfs.vfs.filesystem import Filesystem
 from tests.cluster.real import CAPACITY_BYTES, FILE, USER, WORKERS, Real, read_all, until, write_fsynced
 
@@ -83,6 +84,44 @@ async def test_a_chunk_is_read_through_ray_on_the_node_that_holds_it(real: Real,
             assert read == content[start : start + CHUNK_SIZE_BYTES]
             found += 1
     assert found == 4
+
+
+async def test_held_chunks_are_read_through_ray_when_they_are_no_longer_in_the_filesystem(
+    real: Real, mounted: Filesystem
+) -> None:
+    content = random.Random(9).randbytes(3 * CHUNK_SIZE_BYTES + 777)
+    ino = await write_fsynced(mounted, b"file", content)
+    holders = {host: [index for index in range(4) if await has_chunk(real, host, ino, index)] for host in WORKERS}
+    for host, indices in holders.items():
+        await request(real, host, "hold", 1, ino, indices)
+    await mounted.unlink(ROOT_INO, b"file")
+    mounted.forget(ino, 1)
+    await until(lambda: not any(real.chunk_server(host).chunks for host in WORKERS))
+    found = {}
+    for host, node_id in [(node.host, node.node_id) for node in cluster.nodes() if not node.is_head]:
+        handle = cluster.find(cluster.chunk_server_name(host))
+        for index, ref, start, length in await trio.to_thread.run_sync(cluster.call, handle, "held", 1):
+            found[index] = (await trio.to_thread.run_sync(read_on, node_id, [ref]))[start : start + length]
+        assert await trio.to_thread.run_sync(cluster.call, handle, "check") == []
+        await request(real, host, "release", 1)
+        assert await trio.to_thread.run_sync(cluster.call, handle, "held", 1) == []
+    assert b"".join(found[index] for index in sorted(found)) == content
+
+
+async def has_chunk(real: Real, host: str, ino: int, index: int) -> bool:
+    """Whether the host's chunk server has the chunk."""
+    return bool(await request(real, host, "length", ino, index))
+
+
+async def request(real: Real, host: str, method: str, *arguments: Any) -> Any:
+    """What the host's chunk server answers, on a connection that ends with it."""
+    identity = {"role": "client", "client": "test", "stream": "fetch"}
+    connection = await Connection.open(real.chunk_server(host).address, real.endpoints.secret, identity)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(connection.run)
+        answer = await connection.call(method, *arguments)
+        nursery.cancel_scope.cancel()
+    return answer
 
 
 async def test_the_bytes_are_in_the_workers_object_stores_and_not_in_the_master_s(real: Real, mounted: Filesystem) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gridfs.config import GIB
-from gridfs.offload import command, usage
+from gridfs.offload import command, directory, group, usage
+from gridfs.offload.group import Group
 from gridfs.offload.job import Input, Job, Request, Submitter
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Ending, Limits, Work
@@ -23,12 +24,16 @@ ME = Submitter(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 NOBODY = Submitter(65534, 65534, (1, 2))
 LIMITS = Limits(20.0)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+PREFIX = f"gridfs-test-{os.getpid()}-"
+"""Of directories and groups: others may be running jobs on this machine."""
 _SETTLE_S = 5.0
 
 
 @pytest.fixture
-def leaves_nothing() -> Iterator[None]:
-    """After the test there are no processes, threads, descriptors and directories that were not there before."""
+def leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test there are no processes, threads, descriptors, directories and groups that were not there before."""
+    for module in (directory, group):
+        monkeypatch.setattr(module, "_PREFIX", PREFIX)
     before = left()
     yield
     deadline_s = time.monotonic() + _SETTLE_S
@@ -37,14 +42,23 @@ def leaves_nothing() -> Iterator[None]:
     assert not now
 
 
+def needs_group() -> None:
+    """Skip the test where nothing holds root's processes."""
+    made = Group(1, 10)
+    if not made.path:
+        pytest.skip("cannot make a control group for processes")
+    made.remove()
+
+
 def left() -> set[str]:
     processes = {f"process {pid}" for pid in usage.descendants(os.getpid())}
     threads = {f"thread {thread.name}" for thread in threading.enumerate()}
-    directories = {str(path) for path in Path(gettempdir()).glob("gridfs-job-*")}
+    directories = {str(path) for path in Path(gettempdir()).glob(f"{PREFIX}*")}
     descriptors = {
         f"descriptor {fd}" for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}") or is_pipe(fd)
     }
-    return processes | threads | directories | descriptors
+    groups = {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{PREFIX}*")}
+    return processes | threads | directories | descriptors | groups
 
 
 def is_pipe(fd: str) -> bool:

@@ -63,10 +63,10 @@ async def test_chunks_are_verified_on_request_and_bad_ones_are_not_read(service:
 @pytest.mark.expected_log("is bad")
 async def test_a_ref_is_of_an_object_that_holds_that_chunk_alone(service: ChunkService) -> None:
     await seal(service, [ONE, TWO, THREE], b"hello")
-    assert (await service.ref(TWO)).memory == b"hello"
+    assert (await service.chunks.ref(TWO)).memory == b"hello"
     corrupt(service.chunks, THREE)
     with pytest.raises(FilesystemError) as raised:
-        await service.ref(THREE)
+        await service.chunks.ref(THREE)
     assert raised.value.errno == errno.EBADMSG
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
@@ -14,11 +16,11 @@ import pytest
 
 from gridfs.config import MIB
 from gridfs.errors import GridfsError
-from gridfs.offload import directory, pipes
+from gridfs.offload import directory, group, pipes, usage
 from gridfs.offload.job import KEPT_OUTPUT_BYTES
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, leaves_nothing, run
+from tests.unit.children import LIMITS, ME, leaves_nothing, left, run
 
 __all__ = ["leaves_nothing"]
 
@@ -153,7 +155,7 @@ def test_what_the_parent_has_is_not_counted() -> None:
 
 def test_threads_are_limited_for_all_together() -> None:
     def work(_: Write) -> None:
-        for _thread in range(20):
+        for _thread in range(15):
             threading.Thread(target=signal.pause, daemon=True).start()
         signal.pause()
 
@@ -290,18 +292,34 @@ def test_many_run_at_once() -> None:
     assert results == {number: [bytes([number]) * MIB] for number in range(20)}
 
 
-def test_it_dies_with_its_parent() -> None:
+def test_it_dies_with_its_parent_and_what_is_left_can_be_swept() -> None:
+    before = left()
     out, into = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    parent = os.fork()
+    if parent == 0:
         with Child(ready, ME, LIMITS) as child:
             next(child.chunks())
+            os.write(into, " ".join(map(str, usage.descendants(os.getpid()))).encode())
             os.kill(os.getpid(), signal.SIGKILL)
-    os.close(into)  # the children have closed theirs
-    assert os.read(out, 1) == b""
+    pids = os.read(out, 100).split()
+    os.waitpid(parent, 0)
     os.close(out)
-    os.waitpid(pid, 0)
-    directory.sweep(young_s=0)
+    os.close(into)
+    assert len(pids) == 2
+    deadline_s = time.monotonic() + 5
+    while (any(map(is_alive, pids)) or left() - before) and time.monotonic() < deadline_s:
+        directory.sweep(young_s=0)
+        group.sweep()
+    assert not any(map(is_alive, pids))
+    assert not left() - before
+
+
+def is_alive(pid: bytes) -> bool:
+    try:
+        with open(b"/proc/%b/stat" % pid) as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_sweep_leaves_what_is_in_use_or_young() -> None:
@@ -314,3 +332,21 @@ def test_a_sweep_leaves_what_is_in_use_or_young() -> None:
     assert os.path.isdir(made.path)
     directory.sweep(young_s=0)
     assert not os.path.isdir(made.path)
+
+
+def test_without_descriptors_it_does_not_start_and_leaves_nothing() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(20):
+        before = left()
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest + 1, 16) + spare, hard))
+        try:
+            with Child(nothing, ME, LIMITS, feed=[]):
+                pass
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert {what for what in left() - before if not what.startswith("thread")} == set()
+    with Child(nothing, ME, LIMITS, feed=[]) as child:
+        assert child.wait().exit_code == 0

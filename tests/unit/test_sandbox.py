@@ -8,16 +8,17 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
 
 from gridfs.config import MIB
-from gridfs.offload import sandbox, usage
+from gridfs.offload import keeper, sandbox, usage
 from gridfs.offload.job import Submitter
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, NOBODY, as_user, leaves_nothing, needs_root, run
+from tests.unit.children import LIMITS, ME, NOBODY, PREFIX, as_user, leaves_nothing, needs_group, needs_root, run
 
 __all__ = ["leaves_nothing"]
 
@@ -53,7 +54,7 @@ def test_it_can_gain_no_privilege() -> None:
 def test_its_environment_is_clean(who: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secret")
     environment = seen(lambda: dict(os.environ), who)
-    assert environment.pop("TMPDIR").startswith("/tmp/gridfs-job-0-")
+    assert environment.pop("TMPDIR").startswith(f"{gettempdir()}/{PREFIX}0-")
     assert environment == {**sandbox.ENVIRONMENT, "GRIDFS_JOB": "0"}
 
 
@@ -102,7 +103,7 @@ def as_root_sees(look: Callable[[], list[str]], who: Submitter) -> list[str]:
         return opened
     with Child(ready, who, LIMITS) as child:
         next(child.chunks())
-        second = usage.descendants(os.getpid())[-1]
+        second = list(usage.descendants(os.getpid()))[-1]
         return [os.readlink(path) for path in Path(f"/proc/{second}/fd").iterdir()]
 
 
@@ -145,6 +146,26 @@ def test_its_limits(who: Submitter) -> None:
     assert (core, files) == ([0, 0], [sandbox.OPEN_FILES_MAX] * 2)
     assert processes[0] == processes[1] > 0
     assert data[0] == data[1] >= 64 * MIB
+
+
+@needs_root
+@pytest.mark.parametrize("who", [Submitter(0, 0), NOBODY])
+def test_between_two_samples_it_cannot_multiply_either(who: Submitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(write: Write) -> None:
+        for forked in range(100):
+            try:
+                if os.fork() == 0:
+                    signal.pause()
+            except BlockingIOError:
+                write(str(forked).encode())
+                return
+
+    if who.uid == 0:
+        needs_group()
+    monkeypatch.setattr(keeper, "_SAMPLE_S", 60.0)
+    pieces, ending, _ = run(work, who, Limits(20.0, threads=10))
+    assert ending.error == ""
+    assert 10 <= int(pieces[0]) <= 20
 
 
 def test_signal_handlers_and_the_mask_are_as_in_a_fresh_process() -> None:

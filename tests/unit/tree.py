@@ -28,7 +28,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "offload": (
             *("gridfs.offload", "gridfs.offload.functions.*"),
             *(f"gridfs.offload.{name}" for name in ("job", "registry", "request", "process", "sandbox", "command", "python")),
-            *(f"gridfs.offload.{name}" for name in ("directory", "keeper", "pipes", "usage")),
+            *(f"gridfs.offload.{name}" for name in ("directory", "group", "keeper", "pipes", "usage")),
         ),
     },
     {

@@ -13,6 +13,7 @@ from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.meta.inode import ROOT_INO
 from gridfs.offload.gateway import Gateway
 from gridfs.offload.job import Input, Job, Output, Request, Submitter
+from gridfs.stream.standing import standing
 from gridfs.types import PlacementMap
 from tests.vfs.cluster import Cluster
 
@@ -56,14 +57,12 @@ async def gateway(cluster: Cluster) -> AsyncIterator[Gateway]:
 
 
 async def hold(cluster: Cluster, name: bytes, number: int = 7) -> Input:
-    """A file of the root directory as it is now, held under the job's id; all that was written is with the servers."""
+    """A file of the root directory as it is now, held under the job's id; the inode table knows all of it."""
     table = cluster.meta.engine.table
     inode = table.lookup(ROOT_INO, name)
     chunks = {index: tuple(servers) for index, servers in table.directory.chunks(inode.ino).items()}
     for node in cluster.nodes:
-        node.service.methods["read_held"] = partial(_read_held, node, inode.ino)
+        if indices := [index for index, servers in chunks.items() if node.name in servers]:
+            async with standing(node.address, cluster.secret, {"role": "client"}) as connection:
+                await connection.call("hold", number, inode.ino, indices)
     return Input(inode.ino, name.decode(), inode.size, chunks)
-
-
-async def _read_held(node: Any, ino: int, peer: Any, job_: int, index: int, offset: int, length: int) -> Any:
-    return await node.service.read(peer, ino, index, offset, length)
