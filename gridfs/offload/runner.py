@@ -16,7 +16,7 @@ from typing import Any
 
 from gridfs import logs
 from gridfs.errors import GridfsError
-from gridfs.offload import directory, writer
+from gridfs.offload import process, writer
 from gridfs.offload.attempt import Attempt, Held
 from gridfs.offload.gateway import Gateway
 from gridfs.offload.job import Job
@@ -42,7 +42,7 @@ class Runner:
     def __init__(self, host: str, secret: bytes, held: Held | None = None) -> None:
         """Wait for work on `host`. `held` gives what its chunk server holds, if that is not an actor of Ray's."""
         logs.start()
-        directory.sweep()
+        process.sweep()
         self._host = host
         self._held = held or partial(held_here, host)
         self._gateway = Gateway(secret)

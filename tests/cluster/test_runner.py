@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from glob import glob
 from itertools import groupby
 from typing import Any
 from uuid import uuid4
@@ -150,6 +153,8 @@ async def runners(real: Real, mounted: Filesystem) -> AsyncIterator[Runners]:
         for host in WORKERS:
             await trio.to_thread.run_sync(cluster.destroy, f"runner-of-a-test@{host}")
         await release(real)
+        for left in glob(f"{tempfile.gettempdir()}/gridfs-job-{JOB}-*"):  # by a runner that was killed, for the next one
+            shutil.rmtree(left)
 
 
 async def names(filesystem: Filesystem) -> set[bytes]:
@@ -239,6 +244,18 @@ async def test_a_runner_that_is_killed_takes_its_job_with_it_and_the_next_attemp
     assert (await runners.call(WORKERS[0], "ping"))["pid"] != pid
     assert await names(runners.filesystem) == {b"file", b"out"}
     assert await read_all(runners.filesystem, b"out") == CONTENT
+
+
+@pytest.mark.expected_log
+async def test_an_output_is_written_although_the_inode_table_is_restarted_meanwhile(runners: Runners) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin, runners, "sleep 1; cat")
+        await until(lambda: runners.processes("sleep"))
+        runners.real.actor_process("master", "InodeTable").kill()
+        await until(lambda: runners.told)
+    assert (runners.told["failure"], runners.told["error"]) == ("", "")
+    assert await read_all(runners.filesystem, b"out") == CONTENT
+    assert await names(runners.filesystem) == {b"file", b"out"}
 
 
 async def test_bytes_that_died_with_their_chunk_server_are_lost_and_told_as_such(runners: Runners) -> None:

@@ -92,7 +92,7 @@ async def serving(cluster: Cluster, filesystem: Filesystem, content: bytes) -> A
     node = await in_thread(Node, cluster, await hold(cluster, b"file"))
     try:
         yield node
-        assert node.runner.ping()["jobs"] == 0
+        assert (await in_thread(node.runner.ping))["jobs"] == 0
     finally:
         with trio.CancelScope(shield=True):
             await in_thread(node.runner.stop)

@@ -148,7 +148,9 @@ async def test_another_copy_is_asked_when_one_fails_or_hangs(cluster: Cluster, f
     for kind in (Kind.FAIL, Kind.STALL):
         with faulty(cluster, "node1", "read_held", 2, kind):
             async with sourced(cluster, input_, {}) as source:
+                began_s = trio.current_time()
                 assert await in_thread(read, source) == CONTENT
+                assert trio.current_time() - began_s < 2, "one that hangs is not waited for at each piece"
 
 
 async def test_only_a_window_is_fetched_ahead(cluster: Cluster, filesystem: Filesystem) -> None:

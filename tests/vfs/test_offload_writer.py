@@ -85,6 +85,18 @@ async def test_no_room_is_enospc_and_leaves_nothing(tmp_path: Path) -> None:
         await emptied(cluster)
 
 
+async def test_room_that_was_taken_for_one_copy_comes_back_when_there_is_none_for_the_other(tmp_path: Path) -> None:
+    async with running(tmp_path, nodes=1, capacity_bytes=4 * MIB) as cluster, cluster.mounted() as filesystem:
+        cluster.add_node(OWN, 64 * MIB)
+        await filesystem.set_xattr(ROOT_INO, REPLICAS, b"2")
+        async with gateway(cluster) as connections:
+            file = OutputFile(connections, job(output=output()), output(), 1, OWN)
+            with pytest.raises(FilesystemError, match="no node has room"):
+                await in_thread(write_all, file, CONTENT)
+            await in_thread(file.abort)
+            await emptied(cluster)
+
+
 async def emptied(cluster: Cluster) -> None:
     """Wait until the cluster has no file, no orphan and no byte; room that was taken comes back, too."""
     assert names(cluster) == set()
@@ -182,6 +194,16 @@ async def test_the_first_of_two_copies_may_fail(cluster: Cluster, filesystem: Fi
     with trio.fail_after(5):  # the mount makes the other copy anew
         while holders(cluster, b"out") != [("node1", OWN)]:
             await trio.sleep(0.01)
+
+
+async def test_a_mount_that_attaches_meanwhile_tidies_nothing_of_it_away(cluster: Cluster) -> None:
+    async with gateway(cluster) as connections:
+        file = OutputFile(connections, job(output=output()), output(), 1, OWN)
+        await in_thread(file.open)
+        await in_thread(file.write, CONTENT)
+        async with cluster.mounted() as filesystem:
+            await in_thread(file.commit)
+            assert await read_all(filesystem, b"out") == CONTENT
 
 
 async def test_what_an_attempt_before_has_left_goes_with_the_next_one(cluster: Cluster, filesystem: Filesystem) -> None:
