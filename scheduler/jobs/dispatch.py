@@ -18,7 +18,7 @@ from gridfs.types import Address
 from scheduler.jobs import outcome as outcomes
 from scheduler.jobs.functions import Functions
 from scheduler.jobs.outcome import Outcome, Result
-from scheduler.jobs.policy import NodeView, Part, Plan, Wait, decide
+from scheduler.jobs.policy import BytesLostError, NodeView, Part, Plan, Wait, decide, refuse_lost
 from scheduler.jobs.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ RUN_MARGIN_S = 60.0
 """A runner ends a job when its time is over; so much later it is taken for lost."""
 CANCEL_PATIENCE_S = 10.0
 """So long nodes may take to end what was cancelled, before it counts as ended all the same."""
+CANCEL_REPEAT_S = 1.0
 NODE_PATIENCE_S = 10.0
 """A node that is silent for so long is taken for lost, and what it was doing is done again."""
 SHUN_S = 2.0
@@ -86,6 +87,7 @@ class _Attempt:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     parts: dict[str, trio.CancelScope] = field(default_factory=dict)
     """Host -> ends the wait for it."""
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 class Dispatcher:
@@ -110,6 +112,8 @@ class Dispatcher:
         self._attempts: dict[int, _Attempt] = {}
         self._shunned: dict[str, float] = {}
         """Host -> until when."""
+        self._servers: set[str] = set()
+        """The chunk servers that there were last."""
         self._heard_s: dict[str, float] = {}
         """Host -> when it answered last."""
         self._work, self._running = trio.Event(), trio.Event()
@@ -146,7 +150,20 @@ class Dispatcher:
                 if job not in self._attempts:
                     attempt = self._attempts[job] = _Attempt(0)
                     self._nursery.start_soon(self._recover, job, attempt)
+            self._look_for_lost({worker.view.server for worker in fleet.workers})
         self.wake()
+
+    def _look_for_lost(self, servers: set[str]) -> None:
+        """Give up the jobs that wait for bytes which a server has taken with it, whenever one is gone."""
+        gone, self._servers = self._servers - servers, servers
+        try:
+            for job in self._queue.waiting if gone else ():
+                try:
+                    refuse_lost(job.input, servers)
+                except BytesLostError as error:
+                    self._end(job.id, "failed", error=str(error))
+        except FilesystemError as error:  # they are found to be lost when it is their turn
+            log.error("no job can be ended: %s", error.strerror)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -289,7 +306,7 @@ class Dispatcher:
                 log.exception("the end of job %d is not to be kept", job)
                 outcome = Outcome("function", f"{type(error).__name__}: {error}")
             await trio.sleep(SAVE_RETRY_S)
-        del self._attempts[job]
+        self._attempts.pop(job).ended.set()
         self.wake()
 
     def _settle_now(self, job: int, outcome: Outcome) -> None:
@@ -337,8 +354,12 @@ class Dispatcher:
         return True
 
     async def _stop(self, job: Job, attempt: _Attempt) -> None:
-        await self._cancel_at(job.nodes, job.id, attempt.number)
-        await trio.sleep(CANCEL_PATIENCE_S)
+        """Tell its nodes until they have ended it, or for CANCEL_PATIENCE_S: one may just be out of reach."""
+        with trio.move_on_after(CANCEL_PATIENCE_S):
+            while not attempt.ended.is_set():
+                await self._cancel_at(job.nodes, job.id, attempt.number)
+                with trio.move_on_after(CANCEL_REPEAT_S):
+                    await attempt.ended.wait()
         attempt.scope.cancel()
 
     async def _cancel_at(self, hosts: list[str] | tuple[str, ...], job: int, attempt: int) -> None:

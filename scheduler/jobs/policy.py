@@ -77,6 +77,13 @@ class Wait:
     hosts: frozenset[str]
 
 
+def refuse_lost(source: Input, servers: Collection[str]) -> None:
+    """Raise BytesLostError if a chunk is on none of these servers."""
+    for index, having in source.chunks.items():
+        if not any(server in servers for server in having):
+            raise BytesLostError(f"the bytes are lost: chunk {index} was on {' and '.join(having)} only")
+
+
 def decide(source: Input, memory_bytes: int, nodes: Sequence[NodeView], busy: Collection[str], *, splits: bool) -> Plan | Wait:
     """Where the job is to run, none of `busy` being taken. `splits`: each node may do its own part of it.
 
@@ -109,14 +116,9 @@ def _refuse_giants(memory_bytes: int, nodes: Iterable[NodeView]) -> None:
 
 def _silent_hosts(source: Input, living: Collection[str], away: dict[str, str]) -> set[str]:
     """The hosts that are silent just now and have chunks that no other has. Raises BytesLostError."""
-    silent = set[str]()
-    for index, servers in source.chunks.items():
-        if not any(server in living for server in servers):
-            hosts = {away[server] for server in servers if server in away}
-            if not hosts:
-                raise BytesLostError(f"the bytes are lost: chunk {index} was on {' and '.join(servers)} only")
-            silent |= hosts
-    return silent
+    refuse_lost(source, {*living, *away})
+    missing = (servers for servers in source.chunks.values() if not any(server in living for server in servers))
+    return {away[server] for servers in missing for server in servers if server in away}
 
 
 # -- all at once, each its own part ----------------------------------------------------------------------------------

@@ -75,6 +75,11 @@ class Queue:
         return sum(map(len, self._queued.values()))
 
     @property
+    def waiting(self) -> list[Job]:
+        """Those that wait, oldest first of each user."""
+        return [self._jobs[job] for jobs in self._queued.values() for job in jobs]
+
+    @property
     def running(self) -> list[int]:
         """Those that run, oldest first."""
         return sorted(self._running)

@@ -54,6 +54,8 @@ def test_an_ended_job_keeps_what_it_has_left_and_not_the_places_of_its_chunks(pa
     assert store.living() == []
     assert store.load(4) == ended.with_changes(input=Input(7, "file.log", ended.input.size))
     assert store.load(5) is None
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM places").fetchone() == (0,)
 
 
 def test_numbers_are_never_used_again(path: Path) -> None:
