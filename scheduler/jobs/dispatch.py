@@ -39,7 +39,8 @@ CANCEL_REPEAT_S = 1.0
 NODE_PATIENCE_S = 10.0
 """A node that is silent for so long is taken for lost, and what it was doing is done again."""
 SHUN_S = 2.0
-"""For so long a node gets nothing after its runner was lost: Ray may be starting another."""
+"""For so long a node gets nothing after its runner was lost: Ray may be starting another. And so long a job waits whose bytes
+were lost while it ran: by then it is known which servers there are."""
 SAVE_RETRY_S = 1.0
 REDUCED_HERE_MAX_BYTES = 1 << 20
 """Of partial results that are put together in this process; what is more goes to a node."""
@@ -112,6 +113,8 @@ class Dispatcher:
         self._attempts: dict[int, _Attempt] = {}
         self._shunned: dict[str, float] = {}
         """Host -> until when."""
+        self._paused: dict[int, float] = {}
+        """Job -> until when."""
         self._servers: set[str] = set()
         """The chunk servers that there were last."""
         self._heard_s: dict[str, float] = {}
@@ -182,6 +185,8 @@ class Dispatcher:
         for job in islice(self._queue.candidates(), SCANNED_MAX):
             if hosts <= taken:
                 return False
+            if job.id in self._paused:
+                continue
             try:
                 splits = self._functions.splits(job.request, job.input.size)
                 plan = decide(job.input, job.request.memory_bytes, views, taken, splits=splits)
@@ -201,6 +206,7 @@ class Dispatcher:
     def _busy_hosts(self) -> set[str]:
         now_s = trio.current_time()
         self._shunned = {host: until_s for host, until_s in self._shunned.items() if until_s > now_s}
+        self._paused = {job: until_s for job, until_s in self._paused.items() if until_s > now_s}
         slots = self._queue.used_slots()
         return {host for host, used in slots.items() if used >= self._queue.quotas.running_per_node_max} | set(self._shunned)
 
@@ -320,6 +326,8 @@ class Dispatcher:
         elif outcome.is_lost and running.attempts < ATTEMPTS_MAX and is_idempotent(running):
             log.info("job %d is run again: %s", job, outcome.error)
             self._queue.requeue(job, outcome.error, **outcome.read_changes(running))
+            if outcome.failure == outcomes.BYTES_LOST:
+                self._paused[job] = trio.current_time() + SHUN_S
         else:
             self._end(job, "failed", **changes, error=_final_sentence(running, outcome))
 

@@ -237,8 +237,10 @@ async def test_a_job_that_waits_fails_when_its_bytes_die_with_their_server(jobs:
     for number in busy:
         await jobs.runs(number)
     number = await jobs.submit(WC)
+    before = jobs.real.alive(WORKERS[1])
+    assert before is not None
     jobs.real.actor_process(WORKERS[1], "ChunkServer").kill()
-    await until(lambda: (node := jobs.real.alive(WORKERS[1])) is None or not node.chunks)
+    await until(lambda: (node := jobs.real.alive(WORKERS[1])) is None or node.server != before.server)
     for each in busy:
         await jobs.ask("cancel", each, 0)
     status = await jobs.ended(number)

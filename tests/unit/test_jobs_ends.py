@@ -193,11 +193,20 @@ async def test_a_node_that_hangs_is_given_up(jobs: Jobs, monkeypatch: pytest.Mon
     jobs.a.cancelled[number].set()
 
 
-async def test_bytes_that_are_lost_while_a_job_runs_are_looked_for_again(jobs: Jobs) -> None:
+async def test_bytes_that_are_lost_while_a_job_runs_are_looked_for_again_once_it_is_known_who_is_there(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "SHUN_S", 0.3)
     answers = iter([told(failure="bytes lost", error="chunk 0 is lost", network_bytes=3), told(network_bytes=4)])
     jobs.a.answer = lambda task: next(answers)
     async with jobs.connected() as client:
-        status = await client.ended(await client.submit(file=whole()))
+        number = await client.submit(file=whole())
+        await until(lambda: jobs.service.queue.waiting and jobs.service.queue.waiting[0].error)
+        jobs.update()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await client.status(number))["state"] == "queued"
+        async with jobs.cycles():
+            status = await client.ended(number)
     assert (status["state"], status["attempts"], status["bytes_network"]) == ("done", 2, 7)
 
 
