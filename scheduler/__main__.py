@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gridfs import cluster, logs
+from gridfs import cluster, config, logs
 from gridfs.cluster import ClusterRecord
 from gridfs.errors import GridfsError
 from scheduler.daemon import Daemon
@@ -19,7 +19,8 @@ def main() -> None:
         record = ClusterRecord.load()
         cluster.connect(record)
         head = cluster.nodes()[0]
-        daemon = cluster.create(Daemon, cluster.SCHEDULER, head.node_id, record.memory_bytes, max_restarts=-1)
+        arguments = (record.memory_bytes, str(config.home()))
+        daemon = cluster.create(Daemon, cluster.SCHEDULER, head.node_id, *arguments, max_restarts=-1)
         cluster.call(daemon, "statistics", timeout_s=_START_TIMEOUT_S)
     except GridfsError as error:
         sys.exit(f"gridfs: {error}")

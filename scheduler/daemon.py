@@ -10,14 +10,21 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gridfs import cluster, logs
 from gridfs.chunk.server import ChunkServer
 from gridfs.cluster import ClusterNode
 from gridfs.errors import GridfsError
-from gridfs.types import ChunkServerStatistics
+from gridfs.offload.runner import THREADS, Runner
+from gridfs.types import Address, ChunkServerStatistics
+from scheduler.jobs.dispatch import Fleet, Worker
+from scheduler.jobs.functions import BuiltIn
+from scheduler.jobs.policy import NodeView
+from scheduler.jobs.server import JobsServer
 from scheduler.placement import ServerView, plan
 from scheduler.pressure import Level, level, score
 
@@ -32,6 +39,8 @@ LOST_MAX = 64
 STORE_SHARE = 0.8
 """Of a node's object store, when no capacity is configured: the rest is for chunks that are being sealed."""
 STOP_TIMEOUT_S = 10.0
+JOBS_RETRY_S = 10.0
+"""After the server for jobs could not be started, or has ended."""
 
 
 @dataclass
@@ -42,6 +51,8 @@ class Server:
     host: str
     node_id: str
     started_s: float
+    runner: Any = None
+    """The actor that runs jobs there."""
     statistics: ChunkServerStatistics | None = None
     """What it last said; None until it has answered for the first time."""
     level: Level = Level.CALM
@@ -51,6 +62,16 @@ class Server:
         """What placement needs to know; None until the server has answered."""
         return ServerView(self.statistics, self.level, self.answers) if self.statistics else None
 
+    def worker(self) -> Worker | None:
+        """What jobs need to know; None until the server has answered."""
+        said = self.statistics
+        if said is None or self.runner is None:
+            return None
+        sizes = said.sample.available_bytes, said.sample.total_bytes
+        return Worker(
+            NodeView(self.host, said.server, self.level, *sizes, self.answers), said.address, self.runner, self.handle
+        )
+
 
 class Daemon:
     """The Ray actor's class.
@@ -58,10 +79,18 @@ class Daemon:
     One thread runs the cycles and owns all state; `statistics` reads what the last cycle left, in one step.
     """
 
-    def __init__(self, capacity_bytes: int | None) -> None:
-        """Begin to work. `capacity_bytes` is what each node gives; None means STORE_SHARE of its object store."""
+    def __init__(self, capacity_bytes: int | None, home: str | None = None) -> None:
+        """Begin to work. `capacity_bytes` is what each node gives; None means STORE_SHARE of its object store.
+
+        `home` is the folder for what is kept of jobs, and for who may submit them; without one it takes none.
+        """
         logs.start()
         self._capacity_bytes = capacity_bytes
+        self._home = home
+        self._jobs: JobsServer | None = None
+        self._jobs_failure = ""
+        self._jobs_retry_s = 0.0
+        """No server for jobs is started before this time."""
         self._servers: dict[str, Server] = {}
         """Host -> the server there."""
         self._lost: list[ServerView] = []
@@ -74,13 +103,17 @@ class Daemon:
         self._thread.start()
 
     def statistics(self) -> dict[str, Any]:
-        """Cycles so far, the epoch of the newest map, and why the last cycle failed (empty when it did not)."""
-        return {"cycles": self._cycles, "epoch": self._epoch, "failure": self._failure}
+        """Cycles so far, the epoch of the newest map, and why the last cycle failed, and jobs (empty when they did not)."""
+        jobs = self._jobs.statistics() if self._jobs else {}
+        failures = {"failure": self._failure, "jobs_failure": self._jobs_failure}
+        return {"cycles": self._cycles, "epoch": self._epoch, **failures, "jobs": jobs}
 
     def stop(self) -> None:
         """Stop deciding; the servers and the newest map stay."""
         self._stopping.set()
         self._thread.join(STOP_TIMEOUT_S)
+        if self._jobs:
+            self._jobs.stop()
 
     # -- the cycle ---------------------------------------------------------------------------------------------------
 
@@ -106,21 +139,29 @@ class Daemon:
         if self._secret is None:
             self._secret = cluster.call(table, "secret", timeout_s=ANSWER_TIMEOUT_S)
             self._epoch = cluster.call(table, "statistics", timeout_s=ANSWER_TIMEOUT_S)["placement"]["epoch"]
-        nodes = [node for node in cluster.nodes(ANSWER_TIMEOUT_S) if node.role == cluster.WORKER]
+        present = cluster.nodes(ANSWER_TIMEOUT_S)
+        nodes = [node for node in present if node.role == cluster.WORKER]
         self._bury(nodes)
         self._populate(nodes, self._secret)
         self._listen()
+        jobs = self._serve_jobs(table, present[0].ip, self._secret)
         views = [view for server in self._servers.values() if (view := server.view())]
         self._epoch += 1
-        placement = plan([*views, *self._lost], self._epoch)
+        placement = plan([*views, *self._lost], self._epoch, jobs)
         cluster.call(table, "publish", placement.pack(), timeout_s=ANSWER_TIMEOUT_S)
 
     def _bury(self, nodes: Sequence[ClusterNode]) -> None:
-        """Give up the servers whose node has left, or has come back as another one: Ray has ended them."""
+        """Give up the servers whose node has left, or has come back as another one: Ray has ended them.
+
+        The runner it may still mean to restart there, and its name is wanted for the next one.
+        """
         present = {node.node_id for node in nodes}
         for server in list(self._servers.values()):
             if server.node_id not in present:
                 self._lose(server, "its node has left the cluster")
+                if server.runner is not None:
+                    with suppress(cluster.Unreachable):
+                        cluster.destroy(cluster.runner_name(server.host), ANSWER_TIMEOUT_S)
 
     def _populate(self, nodes: Sequence[ClusterNode], secret: bytes) -> None:
         """Start a chunk server on every node without one, or find the one that an earlier scheduler has started."""
@@ -132,6 +173,35 @@ class Daemon:
             name, arguments = cluster.chunk_server_name(node.host), (identity, node.host, node.ip, secret, capacity)
             handle = cluster.create(ChunkServer, name, node.node_id, *arguments, max_restarts=0, max_concurrency=8)
             self._servers[node.host] = Server(handle, node.host, node.node_id, time.monotonic())
+            if self._home:
+                self._start_runner(self._servers[node.host], secret)
+
+    def _start_runner(self, server: Server, secret: bytes) -> None:
+        """Start the runner of a node, or find the one that is there; Ray restarts it when its process ends."""
+        name, arguments = cluster.runner_name(server.host), (server.host, secret)
+        server.runner = cluster.create(Runner, name, server.node_id, *arguments, max_restarts=-1, max_concurrency=THREADS)
+
+    def _serve_jobs(self, table: Any, host: str, secret: bytes) -> Address | None:
+        """Tell the jobs what nodes there are; where jobs are taken, None if they are not. Chunks go on whatever fails here."""
+        if not self._home or (self._jobs is None and time.monotonic() < self._jobs_retry_s):
+            return None
+        try:
+            if self._jobs is None:
+                self._jobs_retry_s = time.monotonic() + JOBS_RETRY_S
+                self._jobs = JobsServer(Path(self._home), host, secret, BuiltIn(), cluster.call)
+            for broken in self._jobs.take_broken() & self._servers.keys():
+                self._start_runner(self._servers[broken], secret)
+            workers = [server.worker() for server in self._servers.values()]
+            inode_table = Address(*cluster.call(table, "endpoint", timeout_s=ANSWER_TIMEOUT_S))
+            self._jobs.update(Fleet(tuple(filter(None, workers)), inode_table, is_settled=None not in workers))
+            self._jobs_failure = ""
+        except Exception as error:
+            if self._jobs_failure != (failure := f"{type(error).__name__}: {error}"):
+                log.exception("no jobs are taken")
+            self._jobs_failure = failure
+            if isinstance(error, RuntimeError):  # its thread has ended: the next cycle starts another
+                self._jobs = None
+        return self._jobs.address if self._jobs else None
 
     def _listen(self) -> None:
         """Hear from every server how it is."""

@@ -17,7 +17,7 @@ import trio
 from mount import device
 from mount.kernel import KernelCache
 from mount.operations import Operations
-from tests.unit.jobs_service import JobsService, Scheduler, scheduler_and_client
+from tests.unit.fake_jobs import JobsService, Scheduler, scheduler_and_client
 from tests.vfs.cluster import running
 
 START_S = 15.0

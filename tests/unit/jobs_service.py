@@ -1,140 +1,267 @@
-"""A scheduler that plays the jobs' part: what it is asked it notes, and it answers as it is told to."""
+"""The scheduler's jobs without Ray: the real endpoint, queue and store, over chunk servers and runners that are played."""
 
 from __future__ import annotations
 
 import errno
 import json
-import secrets
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from gridfs.errors import FilesystemError
-from gridfs.offload.client import JobsClient
-from gridfs.stream.endpoint import Answer, Endpoint, Peer
+from gridfs.offload.job import Input, Output, Request, Submitter
+from gridfs.stream.connection import Connection
+from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.handshake import Identity
+from gridfs.stream.standing import standing
 from gridfs.types import Address
+from scheduler.jobs.dispatch import Fleet, Worker
+from scheduler.jobs.policy import NodeView
+from scheduler.jobs.service import JobsService
+from scheduler.jobs.settings import SettingsFile
+from scheduler.jobs.store import JobStore
+from tests.unit.jobs import ALICE, node, request, source, told
 
-SECRET = secrets.token_bytes(32)
+SECRET = b"s" * 32
 
 
-def status_of(job: int, ino: int = 2, uid: int = 1000, **changes: Any) -> dict[str, Any]:
-    """A status as the scheduler tells it."""
-    status = {"id": job, "state": "queued", "file": "file", "request": "sha256", "uid": uid, "size": 5, "progress": 0}
-    times = {"nodes": [], "submitted": 1e9, "started": None, "ended": None, "exit_code": None, "error": "", "result": None}
-    return {**status, **times, "ino": ino, "decision": "", **changes}
-
-
-class JobsService:
-    """Jobs that nobody does; `failure` is raised by `submit`, `left` is what jobs have left."""
+class FakeChunkServer:
+    """Holds what it is asked to, but chunks that it `lacks`; a hold waits while `gate` is not set."""
 
     def __init__(self) -> None:
-        self.jobs: dict[int, dict[str, Any]] = {}
-        self.submitted: list[tuple[Any, ...]] = []
-        self.failure: FilesystemError | None = None
-        self.left: dict[str, bytes] = {}
-        self.stalled = trio.Event()
-        """Nothing is answered until it is set."""
-        self.stalled.set()
-        self.asked = self.goodbyes = 0
-        self.methods = {
-            name: self._counted(name) for name in ("submit", "newest", "status", "list", "read", "cancel", "cancel_newest")
-        }
+        self.held: dict[int, list[int]] = {}
+        self.lacks: set[int] = set()
+        self.gate = trio.Event()
+        self.gate.set()
+        self.kept: list[int] | None = None
+        self.methods: Methods = {"hold": self.hold, "release": self.release}
 
-    def _counted(self, name: str) -> Any:
-        async def answer(peer: Peer, *arguments: Any) -> Answer:
-            self.asked += 1
-
-            async def later() -> Answer:
-                await self.stalled.wait()
-                found = getattr(self, f"_{name}")(*arguments)
-                return found if isinstance(found, Answer) else Answer(found)
-
-            return Answer(later=later)
-
-        return answer
-
-    def greet(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """Everybody is welcome."""
+    def greet(self, identity: Identity) -> Identity:
+        assert identity["role"] == "client"
         return {}
 
     def welcome(self, peer: Peer) -> None:
-        """Nothing to do."""
+        pass
 
     def goodbye(self, peer: Peer) -> None:
-        """Count it."""
-        self.goodbyes += 1
+        pass
 
-    def _submit(self, request: dict[str, Any], submitter: dict[str, Any], source: dict[str, Any], *others: Any) -> int:
-        if self.failure is not None:
-            raise self.failure
-        self.submitted.append((request, submitter, source, *others))
-        job = len(self.jobs) + 1
-        self.jobs[job] = status_of(job, source["ino"], submitter["uid"])
-        return job
+    async def hold(self, peer: Peer, job: int, ino: int, indices: Sequence[int]) -> Answer:
+        await self.gate.wait()
+        if self.lacks & set(indices):
+            raise FilesystemError(errno.ENOENT, "it has no such chunk")
+        self.held[job] = list(indices)
+        return Answer([[index, 1] for index in indices])
 
-    def _visible(self, uid: int) -> list[dict[str, Any]]:
-        return [status for status in reversed(self.jobs.values()) if uid in (0, status["uid"])]
+    async def release(self, peer: Peer, job: int) -> Answer:
+        self.held.pop(job, None)
+        return Answer()
 
-    def _newest(self, ino: int, uid: int) -> dict[str, Any] | None:
-        return next((status for status in self._visible(uid) if status["ino"] == ino), None)
-
-    def _status(self, job: int, uid: int) -> dict[str, Any]:
-        for status in self._visible(uid):
-            if status["id"] == job:
-                return status
-        raise FilesystemError(errno.ENOENT, f"there is no job {job}")
-
-    def _list(self, uid: int) -> list[dict[str, Any]]:
-        return self._visible(uid)
-
-    def _read(self, job: int, uid: int, what: str) -> Answer:
-        status = self._status(job, uid)
-        return Answer(payload=(json.dumps(status).encode() if what == "status" else self.left.get(what, b""),))
-
-    def _cancel(self, job: int, uid: int) -> bool:
-        status = self._status(job, uid)
-        goes_on: bool = status["state"] == "queued"
-        status["state"] = "cancelled"
-        return goes_on
-
-    def _cancel_newest(self, ino: int, uid: int) -> bool:
-        status = self._newest(ino, uid)
-        return status is not None and self._cancel(status["id"], uid)
+    def keep_holds(self, jobs: list[int]) -> None:
+        self.kept = jobs
 
 
-class Scheduler:
-    """Where the jobs' service is: it may be ended, and started again elsewhere."""
+class FakeRunner:
+    """A node's runner: what it is asked to do comes to the test, which says how it ends. Called by threads."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self.service = JobsService()
-        self.address: Address | None = None
-        self._nursery, self._scope = nursery, trio.CancelScope()
+    def __init__(self) -> None:
+        self.tasks: list[dict[str, Any]] = []
+        self.reduced: list[list[bytes]] = []
+        self.swept: list[int] = []
+        self.answer: Callable[[dict[str, Any]], Any] = lambda task: told(local_bytes=1)
+        """What `run` and `reduce` give, or raise."""
+        self.taken: dict[int, int] = {}
+        self.cancelled: dict[int, threading.Event] = defaultdict(threading.Event)
+        self.obeys = True
 
-    def start(self) -> None:
-        """Listen, at another address than before."""
+    def run(self, task: dict[str, Any]) -> Any:
+        self.tasks.append(task)
+        answer = self.answer(task)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def reduce(self, task: dict[str, Any], partials: list[bytes]) -> Any:
+        self.reduced.append(partials)
+        return self.run(task)
+
+    def until_cancelled(self, task: dict[str, Any]) -> Any:
+        """An answer: of a job that goes on until it is told to end."""
+        assert self.cancelled[task["job"]["id"]].wait(20)
+        return told(failure="cancelled", error="the job was cancelled")
+
+    def cancel(self, job: int, attempt: int) -> None:
+        if self.obeys:
+            self.cancelled[job].set()
+
+    def progress(self) -> dict[int, int]:
+        return self.taken
+
+    def sweep(self, task: dict[str, Any]) -> None:
+        self.swept.append(task["job"]["id"])
+
+
+class FakeFunctions:
+    """sum adds up what its nodes say and splits; anything else does not."""
+
+    def check(self, request: Request) -> None:
+        if request.name == "unknown":
+            raise ValueError("there is no function unknown")
+
+    def splits(self, request: Request, size: int) -> bool:
+        return request.name in ("sum", "lines")
+
+    def reduce(self, request: Request, partials: Sequence[bytes]) -> Any:
+        if request.name == "lines":
+            return None
+        return [json.loads(partial) for partial in partials]
+
+
+def call(handle: Any, method: str, *arguments: Any, timeout_s: float) -> Any:
+    """As `gridfs.cluster.call`, of a handle that is the actor itself."""
+    return getattr(handle, method)(*arguments)
+
+
+class Jobs:
+    """The service under test, and who it talks to. `hosts` are a and b, unless a test takes one away."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
+        self.directory, self._nursery = directory, nursery
+        self.now_ns = time.time_ns
+        self.runners = {host: FakeRunner() for host in "ab"}
+        self.chunk_servers = {host: FakeChunkServer() for host in "ab"}
+        self.views: dict[str, NodeView] = {host: node(host) for host in "ab"}
+        self._addresses: dict[str, Address] = {}
+        for host, server in self.chunk_servers.items():
+            endpoint = Endpoint(Address("127.0.0.1", 0), SECRET, server)
+            self._addresses[host] = endpoint.address
+            nursery.start_soon(endpoint.serve)
+        self.service: JobsService
+        self.address: Address
+        self._scope = trio.CancelScope()
+
+    @property
+    def a(self) -> FakeRunner:
+        return self.runners["a"]
+
+    @property
+    def b(self) -> FakeRunner:
+        return self.runners["b"]
+
+    async def start(self) -> None:
+        """Start the service, as a scheduler that is started does; the nodes are known from `update` on."""
+        store = JobStore(self.directory / "jobs.sqlite", "one")
+        settings = SettingsFile(self.directory / "offload.toml")
+        self.service = JobsService(store, settings, SECRET, FakeFunctions(), call, lambda: self.now_ns())
         endpoint = Endpoint(Address("127.0.0.1", 0), SECRET, self.service)
         self.address, self._scope = endpoint.address, trio.CancelScope()
-        self._nursery.start_soon(self._serve, endpoint, self._scope)
+        await self._nursery.start(self._serve, endpoint, self._scope)
 
-    def end(self) -> None:
-        """As kill -9 does; the address stays in the map."""
+    async def _serve(self, endpoint: Endpoint, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.service.run)
+                nursery.start_soon(endpoint.serve)
+                task_status.started()
+
+    def kill(self) -> None:
+        """End the service as kill -9 does: its store is not closed, and no runner is told."""
         self._scope.cancel()
 
-    @staticmethod
-    async def _serve(endpoint: Endpoint, scope: trio.CancelScope) -> None:
-        with scope:
-            await endpoint.serve()
+    def update(self, *, settled: bool = True) -> None:
+        """A cycle of the scheduler."""
+        workers = (
+            Worker(view, self._addresses[host], self.runners[host], self.chunk_servers[host])
+            for host, view in self.views.items()
+        )
+        self.service.dispatcher.update(Fleet(tuple(workers), Address("10.0.0.1", 5), settled))
+
+    @asynccontextmanager
+    async def connected(self, role: str = "mount") -> AsyncIterator[Client]:
+        """A mount's connection."""
+        async with standing(self.address, SECRET, {"role": role}) as connection:
+            yield Client(connection)
+
+    @asynccontextmanager
+    async def cycles(self) -> AsyncIterator[None]:
+        """Cycles ten times as often as in earnest, for those who wait for several."""
+
+        async def turn() -> None:
+            while True:
+                self.update()
+                await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(turn)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+class Client:
+    """What a mount asks."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def submit(
+        self, asked: Request | None = None, file: Input | None = None, uid: int = ALICE, output: Output | None = None
+    ) -> int:
+        """Submit a job, of a file with a chunk on a and one on b."""
+        file = source(["a-1"], ["b-1"]) if file is None else file
+        who = Submitter(uid, uid, (uid,))
+        packed = [asdict(each) for each in (asked or request(), who, file)]
+        number: int = await self.connection.call("submit", *packed, output and asdict(output), ALICE)
+        return number
+
+    async def status(self, number: int, uid: int = 0) -> dict[str, Any]:
+        status: dict[str, Any] = await self.ask("status", number, uid)
+        return status
+
+    async def ended(self, number: int) -> dict[str, Any]:
+        """Its status once it has ended."""
+        with trio.fail_after(20):
+            while True:
+                status: dict[str, Any] = await self.ask("wait", number, 0, 20.0)
+                if status["ended"]:
+                    return status
+
+    async def read(self, number: int, what: str, uid: int = 0) -> bytes:
+        buffer = memoryview(bytearray(4 << 20))
+        reply = self.connection.submit("read", number, uid, what, into=buffer)
+        await reply.wait()
+        return bytes(buffer[: reply.payload_bytes])
+
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """The answer, as a mount shows it."""
+        return json.loads(json.dumps(await self.connection.call(method, *arguments)))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another task or thread does."""
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.002)
 
 
 @asynccontextmanager
-async def scheduler_and_client(at_once: int = 16) -> AsyncIterator[tuple[Scheduler, JobsClient]]:
-    """A scheduler that has started, and a client of it, for the length of the context."""
+async def running(directory: Path) -> AsyncIterator[Jobs]:
+    """The service, with both nodes there."""
     async with trio.open_nursery() as nursery:
-        scheduler = Scheduler(nursery)
-        scheduler.start()
-        client = JobsClient(SECRET, lambda: {"role": "mount", "client": "x", "epoch": 1}, lambda: scheduler.address, 7, at_once)
-        await nursery.start(client.run)
-        yield scheduler, client
+        jobs = Jobs(directory, nursery)
+        await jobs.start()
+        jobs.update()
+        yield jobs
+        assert jobs.service.queue.check() == []
         nursery.cancel_scope.cancel()
+
+
+whole = partial(source, ["a-1"])
+"""A file that is on node a alone."""

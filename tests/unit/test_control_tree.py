@@ -24,7 +24,7 @@ from mount.operations import Operations
 from mount.recent import KEPT, Recent, Refusal
 from mount.tree import FIRST, Place, Tree, place_of
 from mount.virtual import Virtual
-from tests.unit.jobs_service import Scheduler, scheduler_and_client, status_of
+from tests.unit.fake_jobs import Scheduler, scheduler_and_client, status_of
 
 UID, OTHER = 1000, 1001
 READ_ONLY = os.O_RDONLY

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from gridfs.cli import job_files, offload
 from gridfs.cli.job_files import JobFiles
 from gridfs.errors import GridfsError
-from tests.unit.jobs_service import status_of
+from tests.unit.fake_jobs import status_of
 
 
 class Mount:

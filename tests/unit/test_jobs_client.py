@@ -15,7 +15,7 @@ from gridfs.errors import FilesystemError
 from gridfs.offload import client as client_module
 from gridfs.offload.client import JobsClient
 from gridfs.offload.job import Input, Output, Request, Submitter
-from tests.unit.jobs_service import Scheduler, scheduler_and_client
+from tests.unit.fake_jobs import Scheduler, scheduler_and_client
 
 REQUEST = Request("command", "ls", ("ls", "-l"), output="x")
 SUBMITTER = Submitter(1000, 100, (4, 5))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import msgpack
 import pytest
 from hypothesis import given
 
 from gridfs.config import GIB
-from gridfs.types import Address, ChunkServerStatistics, NodeSample
+from gridfs.types import Address, ChunkServerStatistics, NodeSample, PlacementMap
 from scheduler.placement import ServerView, plan
 from scheduler.pressure import Level
 
@@ -68,6 +69,16 @@ def test_the_map_carries_the_epoch_and_all_servers_in_their_order() -> None:
     placement = plan([view("b", 1), view("a", 1, answers=False), view("c", 0)], 42)
     assert placement.epoch == 42
     assert [node.host for node in placement.nodes] == ["b", "a", "c"]
+
+
+def test_the_map_says_where_jobs_are_taken_and_one_that_does_not_is_understood() -> None:
+    placement = plan([view("a", 1)], 1, Address("10.0.0.9", 5))
+    assert PlacementMap.unpack(msgpack.unpackb(msgpack.packb(placement.pack()))) == placement
+    assert placement.jobs == ("10.0.0.9", 5)
+    packed = placement.pack()
+    del packed["jobs"]
+    assert PlacementMap.unpack(packed) == replace(placement, jobs=None)
+    assert PlacementMap.unpack(plan([], 1).pack()).jobs is None
 
 
 def test_a_node_of_the_map_says_what_its_server_said() -> None:

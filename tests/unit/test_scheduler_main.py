@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gridfs import cluster as real_cluster
+from gridfs import config
 from gridfs.cluster import ClusterNode, ClusterRecord
 from gridfs.config import GIB
 from gridfs.errors import GridfsError
@@ -319,7 +320,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_makes_the_scheduler_on_the_head_and_ends(record: ClusterRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = FakeConnection(monkeypatch)
     run(monkeypatch)
-    assert connection.created == (Daemon, "scheduler", "head-id", 3 * GIB, {"max_restarts": -1})
+    assert connection.created == (Daemon, "scheduler", "head-id", 3 * GIB, str(config.home()), {"max_restarts": -1})
     assert connection.calls == ["connect", "nodes", "create", "call", "disconnect"]
 
 

@@ -93,7 +93,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
     ),
     "click": ("gridfs.cli", "tools"),
     "rich": ("gridfs.cli", "tools"),
-    "msgpack": ("gridfs.stream", "gridfs.meta.rows", "gridfs.meta.store", "gridfs.offload", "scheduler.jobs.store"),
+    "msgpack": (
+        "gridfs.stream",
+        "gridfs.meta.rows",
+        "gridfs.meta.store",
+        "gridfs.offload",
+        "scheduler.jobs.store",
+        "scheduler.jobs.service",
+    ),
     "xxhash": ("gridfs.chunk.layout", "gridfs.chunk.chunks", "gridfs.chunk.sealer", "gridfs.offload.functions"),
 }
 """Third party -> the modules or packages that may import it. Tests may import what they like."""

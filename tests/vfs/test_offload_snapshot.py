@@ -23,7 +23,7 @@ from gridfs.vfs.filesystem import Filesystem
 from gridfs.vfs.places import Places
 from mount.control import Control
 from mount.offload import Offload
-from tests.unit.jobs_service import Scheduler, scheduler_and_client
+from tests.unit.fake_jobs import Scheduler, scheduler_and_client
 from tests.vfs.cluster import USER, Cluster, running
 from tests.vfs.faults import deadlines
 
