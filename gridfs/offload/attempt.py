@@ -13,7 +13,7 @@ from typing import Any
 
 from gridfs import node
 from gridfs.buffers import Buffer
-from gridfs.config import MIB
+from gridfs.config import CHUNK_SIZE_BYTES, MIB
 from gridfs.errors import FilesystemError, GridfsError
 from gridfs.offload import command, work
 from gridfs.offload.gateway import Gateway
@@ -198,9 +198,11 @@ class Attempt:
         source, what, last = self._source(runs, held), work.of(self.job, self._host), chunk_count(self.job.input)
         partials: list[bytes] = []
 
+        def run(number: int, first: int, end: int) -> work.Run:
+            return work.Run(source.run_in_child(number), first == 0, end == last, first * CHUNK_SIZE_BYTES)
+
         def body(write: work.Write) -> None:
-            numbered = enumerate(runs)
-            work.map_runs(what, ((source.run_in_child(n), first == 0, end == last) for n, (first, end) in numbered), write)
+            work.map_runs(what, (run(number, *bounds) for number, bounds in enumerate(runs)), write)
 
         with self._child(body, source, self.job.request.memory_bytes // share) as child:
             self._take(child, lambda pieces: partials.extend(work.partials_of(pieces, PARTIALS_MAX_BYTES // share)))

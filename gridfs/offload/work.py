@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -28,6 +28,17 @@ _PIECE, _END = b"\0", b"\1"
 """What a piece of `map_runs` begins with."""
 
 
+class Run(NamedTuple):
+    """Adjacent bytes of the file."""
+
+    pieces: Iterator[memoryview]
+    first: bool
+    last: bool
+    """It begins, or ends, where the file does."""
+    offset: int
+    """Where in the file it begins."""
+
+
 class TooLongError(GridfsError):
     """A result is longer than what is kept of one."""
 
@@ -41,8 +52,8 @@ class Work(Protocol):
     def whole(self, pieces: Iterator[memoryview], write: Write) -> None:
         """The result over all bytes of the file, in order."""
 
-    def map(self, pieces: Iterator[memoryview], first: bool, last: bool, write: Write) -> None:
-        """The partial result of one run. `first` and `last`: it begins, or ends, where the file does."""
+    def map(self, run: Run, write: Write) -> None:
+        """The partial result of one run."""
 
     def reduce(self, partials: Iterable[Sequence[bytes]], write: Write) -> None:
         """The result over the partials of all runs, in the order of the file."""
@@ -61,9 +72,9 @@ class FunctionWork:
         """See `Work`."""
         self._write(iter([self._function.map(pieces, True, True)]), write)
 
-    def map(self, pieces: Iterator[memoryview], first: bool, last: bool, write: Write) -> None:
+    def map(self, run: Run, write: Write) -> None:
         """See `Work`."""
-        for piece in self._function.map(pieces, first, last):
+        for piece in self._function.map(*run):
             write(piece)
 
     def reduce(self, partials: Iterable[Sequence[bytes]], write: Write) -> None:
@@ -94,9 +105,9 @@ class PythonWork:
         """See `Work`."""
         python.call(self._name, pieces, self._context, write)
 
-    def map(self, pieces: Iterator[memoryview], first: bool, last: bool, write: Write) -> None:
+    def map(self, run: Run, write: Write) -> None:
         """See `Work`."""
-        python.map_run(self._name, pieces, self._context, write)
+        python.map_run(self._name, run.pieces, self._context, write)
 
     def reduce(self, partials: Iterable[Sequence[bytes]], write: Write) -> None:
         """See `Work`."""
@@ -118,11 +129,11 @@ def of(job: Job, host: str) -> Work:
 # -- partial results -------------------------------------------------------------------------------------------------
 
 
-def map_runs(work: Work, runs: Iterable[tuple[Iterator[memoryview], bool, bool]], write: Write) -> None:
+def map_runs(work: Work, runs: Iterable[Run], write: Write) -> None:
     """In a child: the partials of several runs, one after the other; `partials_of` takes them apart again."""
-    for pieces, first, last in runs:
-        work.map(pieces, first, last, lambda piece: write(_PIECE + piece))
-        for _ in pieces:
+    for run in runs:
+        work.map(run, lambda piece: write(_PIECE + piece))
+        for _ in run.pieces:
             pass  # the next run begins behind what was left
         write(_END)
 
