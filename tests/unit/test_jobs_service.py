@@ -309,9 +309,7 @@ async def test_ended_jobs_are_forgotten_after_a_day_and_the_oldest_of_too_many(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with jobs.connected() as client:
-        numbers = [await client.submit(file=whole()) for _ in range(3)]
-        for number in numbers:
-            await client.ended(number)
+        numbers = [(await client.ended(await client.submit(file=whole())))["id"] for _ in range(3)]
         monkeypatch.setattr(service, "KEPT_MAX_JOBS", 2)
         jobs.service.prune()
         assert [status["id"] for status in await client.ask("list", 0)] == numbers[:0:-1]
