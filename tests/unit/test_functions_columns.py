@@ -170,6 +170,10 @@ def test_top_counts_values_of_a_column(rows: list[list[str]]) -> None:
     assert whole_result(registry.make("top", [2, 2]), content) == top_of(2, keys, len(rows) - len(keys))
 
 
+def test_top_counts_values_of_a_named_column_to_the_last_line() -> None:
+    assert whole_result(registry.make("top", [9, "b"]), b"a,b\n1,x\n2,y") == top_of(9, [b"x", b"y"])
+
+
 def test_top_counts_values_of_a_key() -> None:
     content = '{"a":"é"}\n{"a":"é"}\n{"a":1}\n{"a":"1"}\n{"a":1.5}\n{"a":[1, {"b":2}]}\n{"a":true}\n{"b":1}\n{'.encode()
     keys = ["é", "é", "1", "1", "1.5", '[1,{"b":2}]', "true"]

@@ -108,6 +108,13 @@ def test_matches_do_not_depend_on_the_split(options: list[str], pattern: str, ru
     assert split_result(function, runs) == whole_result(function, content_of(runs))
 
 
+@pytest.mark.parametrize("words", [["-n", "b"], ["-nv", "b"], ["-n", "^$"]])
+@given(split(st.lists(st.sampled_from([b"a\n", b"a\n", b"b\n", b"\n", b"b"]), max_size=40).map(b"".join)))
+@settings(deadline=None)
+def test_lines_have_the_numbers_that_gnu_grep_gives_them(words: list[str], runs: list[Run]) -> None:
+    assert split_result(registry.make("grep", words), runs) == printed(words, content_of(runs))
+
+
 @pytest.mark.parametrize("pattern", [".*b", ".*a.*", ".*", ".*|x", ".+b", ".**b"])
 def test_a_pattern_that_begins_with_anything_matches_as_before(pattern: str) -> None:
     content = b"ab\n\nba\nxa\nb"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,11 +98,13 @@ def test_an_error_of_the_input_ends_the_program() -> None:
 
 
 def test_who_wants_no_more_ends_the_program() -> None:
-    output = through(["yes"], views([b"x"]))
-    assert next(output).startswith(b"y\n")
+    output = through(["sh", "-c", "echo ready; exec sleep 30"], views([b"x"]))
+    assert next(output) == b"ready\n"
     assert len(children()) == 1
+    started = time.monotonic()
     output.close()  # type: ignore[attr-defined]
     assert children() == []
+    assert time.monotonic() - started < 20
 
 
 def children() -> list[str]:
