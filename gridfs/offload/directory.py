@@ -14,7 +14,8 @@ from pathlib import Path
 from gridfs.offload.job import Submitter
 
 _PREFIX = "gridfs-job-"
-_YOUNG_S = 60.0
+YOUNG_S = 60.0
+"""What is younger may be just being made, by another process of this machine."""
 
 
 class Directory:
@@ -33,7 +34,7 @@ class Directory:
         os.close(self._fd)
 
 
-def sweep(young_s: float = _YOUNG_S) -> None:
+def sweep(young_s: float = YOUNG_S) -> None:
     """Remove the directories of processes that were killed; those younger than `young_s` may be just being made."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # it is somebody else's, or in use, or gone

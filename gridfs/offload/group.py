@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
+
+from gridfs.offload.directory import YOUNG_S
 
 _PREFIX = "gridfs-job-"
 
@@ -43,12 +46,15 @@ class Group:
         self.path = ""
 
 
-def sweep() -> None:
-    """Remove what processes that were killed have left behind; the kernel leaves those that are in use."""
+def sweep(young_s: float = YOUNG_S) -> None:
+    """Remove what processes that were killed have left behind. The kernel leaves groups that are in use; one that is younger than
+    `young_s` may be somebody's who has not joined it yet.
+    """
     parent = _parent()
     for path in parent.glob(f"{_PREFIX}*") if parent else ():
         with suppress(OSError):
-            path.rmdir()
+            if time.time() - path.stat().st_mtime >= young_s:
+                path.rmdir()
 
 
 def _parent() -> Path | None:

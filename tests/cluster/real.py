@@ -106,6 +106,11 @@ class Real:
         """The processes of actors of class `name` on that host."""
         return [process for process in self.processes(host) if _command(process)[:1] == [f"ray::{name}"]]
 
+    def process(self, host: str, pid: int) -> psutil.Process:
+        """The process that has this number on its own node."""
+        (process,) = (process for process in self.processes(host) if _numbers(process)[1:] == [pid])
+        return process
+
     def processes(self, host: str) -> list[psutil.Process]:
         """All processes of that host."""
         first = psutil.Process(self.node(host).pid)
@@ -133,6 +138,15 @@ class Real:
             yield filesystem
             nursery.cancel_scope.cancel()
         await until(lambda: mountpoint not in [session["mountpoint"] for session in self.statistics()["sessions"]])
+
+
+def _numbers(process: psutil.Process) -> list[int]:
+    """A process's numbers, from this namespace's inwards; none once it has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return []
+    return [int(number) for line in lines if line.startswith("NSpid:") for number in line.split()[1:]]
 
 
 def _command(process: psutil.Process) -> list[str]:

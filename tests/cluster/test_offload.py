@@ -7,10 +7,8 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import trio
 
@@ -112,17 +110,7 @@ async def kill_runner(real: Real, host: str) -> None:
     """End the scheduler's runner on that host, which knows its process by the number that it has on its node."""
     handle = await trio.to_thread.run_sync(cluster.find, cluster.runner_name(host))
     pid = (await trio.to_thread.run_sync(cluster.call, handle, "ping"))["pid"]
-    (process,) = (process for process in real.processes(host) if _numbers(process)[1:] == [pid])
-    process.kill()
-
-
-def _numbers(process: psutil.Process) -> list[int]:
-    """A process's numbers, from this namespace's inwards; none once it has ended."""
-    try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    except OSError:
-        return []
-    return [int(number) for line in lines if line.startswith("NSpid:") for number in line.split()[1:]]
+    real.process(host, pid).kill()
 
 
 # -- what jobs do ----------------------------------------------------------------------------------------------------

@@ -91,11 +91,6 @@ class Runners:
         """What a runner answers."""
         return await trio.to_thread.run_sync(lambda: cluster.call(self.handles[host], method, *arguments, timeout_s=30.0))
 
-    def process(self, host: str) -> psutil.Process:
-        """The host's runner: its children are called as it is, and are younger."""
-        several = [process for process in self.real.processes(host) if _command(process).startswith("ray::Runner")]
-        return min(several, key=psutil.Process.create_time)
-
     def processes(self, program: str) -> list[psutil.Process]:
         """Those on the workers that run a program of that name."""
         processes = (process for host in WORKERS for process in self.real.processes(host))
@@ -234,7 +229,7 @@ async def test_a_runner_that_is_killed_takes_its_job_with_it_and_the_next_attemp
     async with trio.open_nursery() as nursery:
         nursery.start_soon(begin, runners, "cat; sleep 600")
         await until(lambda: runners.processes("sleep"))
-        runners.process(WORKERS[0]).kill()
+        runners.real.process(WORKERS[0], pid).kill()
         await until(lambda: runners.told)
     assert runners.told["failure"] == "lost"
     await until(lambda: not runners.processes("sleep"))

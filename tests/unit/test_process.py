@@ -22,7 +22,7 @@ from gridfs.offload import directory, group, pipes, usage
 from gridfs.offload.job import KEPT_OUTPUT_BYTES
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, leaves_nothing, left, run
+from tests.unit.children import LIMITS, ME, leaves_nothing, left, needs_group, run
 
 __all__ = ["leaves_nothing"]
 
@@ -352,7 +352,7 @@ def test_it_dies_with_its_parent_and_what_is_left_can_be_swept() -> None:
     deadline_s = time.monotonic() + 5
     while (any(map(is_alive, pids)) or left() - before) and time.monotonic() < deadline_s:
         directory.sweep(young_s=0)
-        group.sweep()
+        group.sweep(young_s=0)
     assert not any(map(is_alive, pids))
     assert not left() - before
 
@@ -374,6 +374,15 @@ def test_a_sweep_leaves_what_is_in_use_or_young() -> None:
     directory.sweep()
     assert os.path.isdir(made.path)
     directory.sweep(young_s=0)
+    assert not os.path.isdir(made.path)
+
+
+def test_a_sweep_leaves_groups_that_somebody_may_be_about_to_join() -> None:
+    needs_group()
+    made = group.Group(1, 10)
+    group.sweep()
+    assert os.path.isdir(made.path)
+    group.sweep(young_s=0)
     assert not os.path.isdir(made.path)
 
 
