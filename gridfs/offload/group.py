@@ -47,8 +47,9 @@ class Group:
 
 
 def sweep(young_s: float = YOUNG_S) -> None:
-    """Remove what processes that were killed have left behind. The kernel leaves groups that are in use; one that is younger than
-    `young_s` may be somebody's who has not joined it yet.
+    """Remove what processes that were killed have left behind.
+
+    The kernel leaves groups that are in use; one that is younger than `young_s` may be about to be joined.
     """
     parent = _parent()
     for path in parent.glob(f"{_PREFIX}*") if parent else ():
