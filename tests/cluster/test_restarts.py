@@ -95,7 +95,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice_when_the_i
                     process.kill()
                 await progress()
                 nursery.cancel_scope.cancel()
-            await filesystem.fsync_names()
+            await filesystem.data.settle_all()
     assert await trio.to_thread.run_sync(cluster.call, cluster.find(cluster.INODE_TABLE), "check") == []
     await until(partial(real.alive, "worker1"))
     await until(partial(real.alive, "worker2"))

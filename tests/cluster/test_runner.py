@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from glob import glob
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any
 from uuid import uuid4
 
@@ -31,7 +31,8 @@ from tests.cluster.real import WORKERS, Real, read_all, until, write_fsynced
 CHUNKS = 8
 CONTENT = random.Random(5).randbytes((CHUNKS - 1) * CHUNK_SIZE_BYTES + 777)
 NOBODY = Submitter(65534, 65534)
-JOB = 4711
+JOBS = count(4711)
+"""A number for each test: a chunk server that was out of reach may still hold chunks for the last one."""
 SHA256, WC = Request("function", "sha256"), Request("function", "wc")
 
 
@@ -47,6 +48,7 @@ class Runners:
     filesystem: Filesystem
     handles: dict[str, Any]
     input: Input
+    job: int
     told: dict[str, Any] = field(default_factory=dict)
 
     def server(self, host: str) -> str:
@@ -70,7 +72,7 @@ class Runners:
         """What the scheduler would send."""
         nodes = [node for node in self.real.placement().nodes if node.alive]
         return {
-            "job": Job(JOB, request, NOBODY, self.input, output, 1).pack(),
+            "job": Job(self.job, request, NOBODY, self.input, output, 1).pack(),
             "attempt": attempt,
             "mode": mode,
             "runs": self.runs(host) if mode == "map" else [],
@@ -105,7 +107,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-async def hold(real: Real, filesystem: Filesystem, name: bytes) -> Input:
+async def hold(real: Real, filesystem: Filesystem, name: bytes, job: int) -> Input:
     """The file as it is now, held under the job's id by all who have a part of it."""
     ino = (await filesystem.lookup(ROOT_INO, name)).ino
     filesystem.forget(ino, 1)
@@ -116,17 +118,17 @@ async def hold(real: Real, filesystem: Filesystem, name: bytes) -> Input:
         if indices:
             identity = {"role": "client", "client": uuid4().hex}
             async with standing(node.address, real.endpoints.secret, identity) as connection:
-                await connection.call("hold", JOB, ino, indices)
+                await connection.call("hold", job, ino, indices)
     return Input(ino, name.decode(), table.inode(ino).size, chunks)
 
 
-async def release(real: Real) -> None:
+async def release(real: Real, job: int) -> None:
     """Let the chunks go."""
     for node in real.placement().nodes:
         if node.alive:
             identity = {"role": "client", "client": uuid4().hex}
             async with standing(node.address, real.endpoints.secret, identity) as connection:
-                await connection.call("release", JOB)
+                await connection.call("release", job)
 
 
 @pytest.fixture
@@ -140,15 +142,16 @@ async def runners(real: Real, mounted: Filesystem) -> AsyncIterator[Runners]:
         )
         for host, node in nodes.items()
     }
-    runners = Runners(real, mounted, handles, await hold(real, mounted, b"file"))
+    job = next(JOBS)
+    runners = Runners(real, mounted, handles, await hold(real, mounted, b"file", job), job)
     assert all(runners.runs(host) for host in WORKERS), "each node is to have a part"
     try:
         yield runners
     finally:
         for host in WORKERS:
             await trio.to_thread.run_sync(cluster.destroy, f"runner-of-a-test@{host}")
-        await release(real)
-        for left in glob(f"{tempfile.gettempdir()}/gridfs-job-{JOB}-*"):  # by a runner that was killed, for the next one
+        await release(real, job)
+        for left in glob(f"{tempfile.gettempdir()}/gridfs-job-{job}-*"):  # by a runner that was killed, for the next one
             shutil.rmtree(left)
 
 
@@ -214,9 +217,9 @@ async def test_a_job_is_cancelled_within_a_second_or_so(runners: Runners) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(begin, runners, "cat; sleep 600")
         await until(lambda: runners.processes("sleep"))
-        assert await runners.call(WORKERS[0], "progress") == {JOB: len(CONTENT)}
+        assert await runners.call(WORKERS[0], "progress") == {runners.job: len(CONTENT)}
         began_s = trio.current_time()
-        await runners.call(WORKERS[0], "cancel", JOB, 1)
+        await runners.call(WORKERS[0], "cancel", runners.job, 1)
         await until(lambda: runners.told)
         assert trio.current_time() - began_s < 2
     assert runners.told["failure"] == "cancelled"
@@ -233,7 +236,7 @@ async def test_a_runner_that_is_killed_takes_its_job_with_it_and_the_next_attemp
         await until(lambda: runners.told)
     assert runners.told["failure"] == "lost"
     await until(lambda: not runners.processes("sleep"))
-    assert await names(runners.filesystem) == {b"file", b".out.job-4711-1"}
+    assert await names(runners.filesystem) == {b"file", b".out.job-%d-1" % runners.job}
     told = await runners.run(WORKERS[0], command("cat"), OUT, attempt=2)
     assert told["failure"] == ""
     assert (await runners.call(WORKERS[0], "ping"))["pid"] != pid
