@@ -24,6 +24,8 @@ ME = Submitter(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 OTHER = Submitter(100_000 + os.getpid(), 65534, (1, 2))
 """A user who has no other processes, not even those of somebody who runs these tests at the same time."""
 LIMITS = Limits(20.0)
+LATE_S = 10.0
+"""What ends a child takes a moment; what does not end it takes until its own time is over, which is longer."""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 PREFIX = f"gridfs-test-{os.getpid()}-"
 """Of directories and groups: others may be running jobs on this machine."""

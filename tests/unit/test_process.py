@@ -22,7 +22,7 @@ from gridfs.offload import directory, group, pipes, usage
 from gridfs.offload.job import KEPT_OUTPUT_BYTES
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, leaves_nothing, left, needs_group, run
+from tests.unit.children import LATE_S, LIMITS, ME, leaves_nothing, left, needs_group, run
 
 __all__ = ["leaves_nothing"]
 
@@ -179,10 +179,10 @@ def test_the_time_limit_ends_it() -> None:
     _, ending, _ = run(forever, limits=Limits(0.2))
     assert ending.timed_out
     assert ending.error == "the job took longer than its 0.2 seconds"
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < LATE_S
 
 
-def test_cancelling_ends_within_a_second_what_ignores_signals() -> None:
+def test_cancelling_ends_what_ignores_signals() -> None:
     def work(write: Write) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
@@ -195,7 +195,7 @@ def test_cancelling_ends_within_a_second_what_ignores_signals() -> None:
         began_s = time.monotonic()
         child.cancel()
         assert child.wait().failure == "cancelled"
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < LATE_S
     child.cancel()
 
 

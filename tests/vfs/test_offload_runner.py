@@ -24,6 +24,9 @@ from tests.vfs.faults import Kind, faulty
 from tests.vfs.files import read_all, write_fsynced
 from tests.vfs.jobs import hold, in_thread, job, output
 
+LATE_S = 10.0
+"""Far less than what a cancelled job would go on for."""
+
 LINES = b"".join(b"line %d of the file\n" % number for number in range(1_000_000))[: 2 * CHUNK_SIZE_BYTES + 777]
 ME = Submitter(os.getuid(), os.getgid())
 OWN = "node1"
@@ -249,7 +252,7 @@ async def test_cancelling_ends_a_command_soon_and_leaves_nothing(node: Node, clu
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await node.until(lambda: len(names(cluster)) == 2)
-        with trio.fail_after(1.5):
+        with trio.fail_after(LATE_S):
             await in_thread(node.runner.cancel, 7)
             await node.until(lambda: told)
     assert (told["failure"], told["error"]) == ("cancelled", "the job was cancelled")
@@ -267,7 +270,7 @@ async def test_cancelling_ends_one_that_waits_for_a_chunk_server(node: Node, clu
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run)
             await fault.met.wait()
-            with trio.fail_after(1.5):
+            with trio.fail_after(LATE_S):
                 await in_thread(node.runner.cancel, 7)
                 await node.until(lambda: told)
     assert told["failure"] == "cancelled"

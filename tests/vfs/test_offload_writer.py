@@ -21,6 +21,9 @@ from tests.vfs.faults import Kind, faulty
 from tests.vfs.files import read_all, write_closed
 from tests.vfs.jobs import PATTERN, SUBMITTER, gateway, in_thread, job, output
 
+LATE_S = 10.0
+"""Far less than what a cancelled job would go on for."""
+
 CONTENT = PATTERN * 2 + PATTERN[:777]
 OWN = "node2"
 
@@ -169,7 +172,7 @@ async def test_giving_up_ends_a_write_that_waits_for_a_server_that_hangs(cluster
         with faulty(cluster, None, "write", 1, Kind.STALL) as fault:
             nursery.start_soon(write)
             await fault.met.wait()
-            with trio.fail_after(1.5):
+            with trio.fail_after(LATE_S):
                 await in_thread(file.abort)
                 await ended.wait()
             assert names(cluster) == set()
