@@ -15,6 +15,8 @@ CHUNK_SIZE_BYTES = 8 * MIB
 """Default chunk: large enough that 3 GB/s is some 400 chunks a second, small enough to spread one file over nodes."""
 
 SECRET_BYTES = 32
+JOBS_STORE = "jobs.sqlite"
+"""In the home of the head: what jobs there are and were."""
 NAME_MAX_BYTES = 255
 PATH_MAX_BYTES = 4096
 SYMLINK_MAX_BYTES = PATH_MAX_BYTES - 1

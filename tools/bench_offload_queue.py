@@ -75,7 +75,7 @@ class Crowd:
         try:
             self.ids.add(submit(self.file, "wc").id)
         except OSError as error:
-            if error.errno != errno.EAGAIN:
+            if error.errno != errno.EBUSY:
                 raise
             self.refused += 1
             time.sleep(_PAUSE_S)

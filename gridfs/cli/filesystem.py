@@ -229,6 +229,8 @@ def _undo(record: ClusterRecord, *, force: bool) -> None:
     cluster.stop_nodes(record)
     for path in (secret_path(), cluster.record_path(), *(config.home() / "mounts").glob("*")):
         path.unlink(missing_ok=True)
+    for path in config.home().glob(f"{config.JOBS_STORE}*"):  # and what SQLite has beside it
+        path.unlink(missing_ok=True)
     for folder in ("meta", "meta.old"):
         shutil.rmtree(config.home() / folder, ignore_errors=True)
 

@@ -142,6 +142,9 @@ def _find(name: str) -> Any:
         function = fold(getattr, path.split("."), loaded)
     except AttributeError:
         raise GridfsError(f"the module {module} has no {path}") from None
+    home = getattr(function, "__module__", None) or module
+    if home.partition(".")[0] != module.partition(".")[0]:
+        raise GridfsError(f"{name} is {home}'s, which the module {module} only uses")
     if not callable(function) and not _is_split(function):
         raise GridfsError(f"{name} is no function")
     return function

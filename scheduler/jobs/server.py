@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from gridfs.config import JOBS_STORE
 from gridfs.stream.endpoint import Endpoint
 from gridfs.stream.thread import TrioThread
 from gridfs.types import Address
@@ -22,7 +23,7 @@ from scheduler.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
-STORE, SETTINGS = "jobs.sqlite", "offload.toml"
+SETTINGS = "offload.toml"
 _PORT = "port"
 
 
@@ -43,7 +44,7 @@ class JobsServer:
 
     def open(self) -> tuple[Endpoint, JobStore]:
         """Load what there is and begin to listen; for the server's own thread."""
-        store = JobStore(self._home / STORE, hashlib.sha256(self._secret).hexdigest())
+        store = JobStore(self._home / JOBS_STORE, hashlib.sha256(self._secret).hexdigest())
         self.service = JobsService(store, SettingsFile(self._home / SETTINGS), self._secret, self._functions, self._call)
         try:
             endpoint = Endpoint(Address(self._host, int(store.fact(_PORT, 0))), self._secret, self.service)

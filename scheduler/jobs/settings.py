@@ -66,7 +66,7 @@ class Settings:
         if self.commands is False:
             raise FilesystemError(errno.EPERM, "commands are switched off")
         if request.shell:
-            if not self.shell:
+            if not self.shell or (isinstance(self.commands, tuple) and "sh" not in self.commands):
                 raise FilesystemError(errno.EPERM, "commands with a shell are not allowed")
         elif self.commands is not True and (not request.arguments or request.arguments[0] not in self.commands):
             raise FilesystemError(errno.EPERM, f"the program {request.name!r} is not one of those that are allowed")
@@ -92,7 +92,7 @@ class SettingsFile:
         try:
             self.settings = parse(self._path.read_bytes() if stamp else b"")
         except (GridfsError, OSError) as error:
-            log.warning("%s is passed over, and what was allowed before it still is: %s", self._path, error)
+            log.warning("%s is passed over, and as much is allowed as before: %s", self._path, error)
         return self.settings != before
 
     def _stamp(self) -> tuple[int, ...]:

@@ -10,10 +10,9 @@ import pytest
 
 from gridfs import cluster as real_cluster
 from gridfs.cluster import ClusterNode
-from gridfs.config import GIB
+from gridfs.config import GIB, JOBS_STORE
 from gridfs.offload.runner import THREADS, Runner
 from scheduler import daemon
-from scheduler.jobs.server import STORE
 from tests.unit.test_scheduler_main import FakeCluster, FakeServer, Stepped, worker
 
 NONE_TAKEN = "no jobs are taken"
@@ -143,12 +142,12 @@ def test_without_a_home_there_are_no_jobs(fake: WithRunners) -> None:
 def test_a_store_that_cannot_be_used_stops_no_chunk_and_is_tried_again(
     fake: WithRunners, scheduler: Stepped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / STORE).write_bytes(b"no store at all" * 100)
+    (tmp_path / JOBS_STORE).write_bytes(b"no store at all" * 100)
     for _ in range(3):
         assert len(scheduler.cycle()) == 2
         assert fake.published[-1].jobs is None
     assert "is not a store of jobs" in scheduler.statistics()["jobs_failure"]
-    (tmp_path / STORE).unlink()
+    (tmp_path / JOBS_STORE).unlink()
     scheduler.cycle()
     assert fake.published[-1].jobs is None, "it is not tried again each second"
     monkeypatch.setattr(scheduler, "_jobs_retry_s", 0.0)

@@ -73,6 +73,8 @@ def test_all_can_be_switched_off() -> None:
         ('commands = ["zstd"]', request("zstd", "command", arguments=()), errno.EPERM),
         ("", command("zstd | cat", shell=True), errno.EPERM),
         ("shell = true", command("zstd | cat", shell=True), 0),
+        ("shell = true\ncommands = ['zstd']", command("zstd | cat", shell=True), errno.EPERM),
+        ("shell = true\ncommands = ['zstd', 'sh']", command("zstd | cat", shell=True), 0),
         ("", request("mymod:score", "python"), errno.EPERM),
         ('python = ["mymod"]', request("mymod:score", "python"), 0),
         ('python = ["mymod"]', request("mymod.sub:score", "python"), errno.EPERM),

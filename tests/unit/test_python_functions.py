@@ -128,6 +128,7 @@ def test_an_error_is_a_sentence_with_its_traceback_in_stderr(name: str, error: s
         ("nonesuch.inner:f", "there is no module nonesuch.inner on this node"),
         ("jobmodule:nonesuch", "the module jobmodule has no nonesuch"),
         ("jobmodule:number", "jobmodule:number is no function"),
+        ("jobmodule:sys.exit", "jobmodule:sys.exit is sys's, which the module jobmodule only uses"),
     ],
 )
 def test_what_there_is_not_is_a_sentence_alone(name: str, error: str) -> None:
