@@ -58,10 +58,10 @@ class Offload:
 
     async def _submit(self, ino: int, request: Request, submitter: Submitter) -> int:
         await self._filesystem.ready()
+        if not self._filesystem.table.inode(ino).is_regular:
+            raise FilesystemError(errno.EINVAL, "jobs work on regular files")
         parent, name = await self._filesystem.places.find(self._filesystem.table, ino)
         table, output = self._filesystem.table, None
-        if not table.inode(ino).is_regular:
-            raise FilesystemError(errno.EINVAL, "jobs work on regular files")
         if not access.may(table, ino, submitter, access.READ):
             raise FilesystemError(errno.EACCES, f"user {submitter.uid} may not read the file")
         if request.output:

@@ -121,6 +121,10 @@ class JobFiles:
             return ""
 
 
+class Absent(GridfsError):
+    """There is no such job, or none that we may see."""
+
+
 class Silence(GridfsError):
     """The scheduler has not answered."""
 
@@ -131,7 +135,7 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise GridfsError(f"there is no {what} that you may see: gridfs jobs lists them") from error
+        raise Absent(f"there is no {what} that you may see: gridfs jobs lists them") from error
     except PermissionError as error:
         raise GridfsError(f"{what} is another user's") from error
     except OSError as error:

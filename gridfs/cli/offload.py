@@ -6,6 +6,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any, NoReturn
 
 import click
@@ -13,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gridfs.cli.job_files import JobFiles, Status
+from gridfs.cli.job_files import Absent, JobFiles, Status
 from gridfs.cli.progress import bar
 from gridfs.cli.size import Size
 from gridfs.config import format_size
@@ -21,6 +24,8 @@ from gridfs.errors import GridfsError
 
 EXIT_FAILED, EXIT_CANCELLED = 1, 130
 LISTED = 50
+_TIMES = ("submitted", "started", "ended")
+_SIZES = ("size", "progress", "bytes_local", "bytes_network", "output_bytes")
 _STYLES = {"done": "green", "failed": "red", "running": "cyan"}
 
 _mountpoint = click.option("--mountpoint", metavar="DIR", help="The mount whose jobs are meant, if there are several.")
@@ -99,8 +104,10 @@ def _list(text: str | None) -> Any:
 
 
 @click.group(short_help="List jobs, look at one, wait for it, or cancel it.", invoke_without_command=True)
+@_mountpoint
+@_as_json
 @click.pass_context
-def jobs(context: click.Context) -> None:
+def jobs(context: click.Context, mountpoint: str | None, as_json: bool) -> None:
     """List jobs, look at one, wait for it, or cancel it: of your own, or of anybody's if you are root.
 
     \b
@@ -109,7 +116,9 @@ def jobs(context: click.Context) -> None:
              gridfs jobs logs 17
     """
     if context.invoked_subcommand is None:
-        context.invoke(list_jobs)
+        context.invoke(list_jobs, mountpoint=mountpoint, as_json=as_json)
+    elif mountpoint or as_json:
+        raise click.UsageError(f"write options behind the command: gridfs jobs {context.invoked_subcommand} --help names them")
 
 
 @jobs.command("list", short_help="List jobs, newest first.")
@@ -124,7 +133,7 @@ def list_jobs(limit: int = LISTED, mountpoint: str | None = None, as_json: bool 
              gridfs jobs list --json | jq -r '.[] | select(.state == "failed") | .id'
     """
     files = JobFiles.of_machine(mountpoint)
-    found = [files.status(job) for job in files.ids()[:limit]]
+    found = list(islice(_statuses(files), limit))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -134,11 +143,36 @@ def list_jobs(limit: int = LISTED, mountpoint: str | None = None, as_json: bool 
     Console().print(table)
 
 
+def _statuses(files: JobFiles) -> Iterator[Status]:
+    """Newest first, without those that are forgotten just now."""
+    for job in files.ids():
+        with suppress(Absent):
+            yield files.status(job)
+
+
 def _cells(status: Status) -> list[str]:
-    progress = f"{format_size(status['progress'])} of {format_size(status['size'])}"
-    submitted = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["submitted"]))
-    nodes = ", ".join(status["nodes"])
-    return [str(status["id"]), status["state"], status["file"], status["request"], progress, nodes, submitted]
+    size, progress = (_readable(key, status[key]) for key in ("size", "progress"))
+    if status["progress"] != status["size"]:
+        progress = f"{progress} of {size}"
+    nodes, submitted = _readable("nodes", status["nodes"]), _readable("submitted", status["submitted"])
+    told = (_readable(key, status[key]) for key in ("id", "state", "file", "request"))
+    return [*told, progress, nodes, submitted]
+
+
+def _readable(key: str, value: Any) -> str:
+    """What `status` has under that key, for people: times are local ones."""
+    if key in _TIMES:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    if key in _SIZES:
+        return format_size(value)
+    if key == "nodes":
+        return ", ".join(value)
+    return harmless(value) if isinstance(value, str) else json.dumps(value)
+
+
+def harmless(text: str) -> str:
+    """The text with what a terminal would obey, and what begins a line, spelled out: another user may have chosen it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @jobs.command("show", short_help="Tell all that is known of a job.")
@@ -157,8 +191,8 @@ def show_job(job: int, mountpoint: str | None, as_json: bool) -> None:
         click.echo(json.dumps(status, indent=2))
         return
     for key, value in status.items():
-        if value not in (None, "", []):
-            click.echo(f"{key + ':':<15}{value if isinstance(value, str) else json.dumps(value)}")
+        if value not in (None, "", []) and (key != "output_bytes" or status["output"]):
+            click.echo(f"{key + ':':<15}{_readable(key, value)}")
 
 
 @jobs.command("wait", short_help="Wait until a job has ended.")
@@ -208,14 +242,20 @@ def print_logs(job: int, mountpoint: str | None) -> None:
 def _waited(files: JobFiles, job: int) -> Status:
     with bar() as (say, advance):
         say(f"job {job}")
-        return files.wait(job, advance)
+        try:
+            return files.wait(job, advance)
+        except KeyboardInterrupt:
+            click.echo(
+                f"gridfs: job {job} goes on: gridfs jobs wait {job} waits again, gridfs jobs cancel {job} ends it", err=True
+            )
+            raise
 
 
 def _end_as(files: JobFiles, status: Status) -> NoReturn:
     """Print what the job has left, and exit as it did."""
     _print_streams(files, status["id"])
-    if status["result"] is not None:
-        click.echo(json.dumps(status["result"]))
+    if (result := status["result"]) is not None:
+        click.echo(result if isinstance(result, str) else json.dumps(result))
     if status["state"] != "done":
         click.echo(f"gridfs: job {status['id']} {_how(status)}", err=True)
     raise click.exceptions.Exit(exit_status(status))
@@ -230,7 +270,7 @@ def _print_streams(files: JobFiles, job: int) -> None:
 def _how(status: Status) -> str:
     if status["state"] == "cancelled":
         return "was cancelled"
-    return f"has failed: {status['error'] or 'its exit status is ' + str(status['exit_code'])}"
+    return f"has failed: {harmless(status['error']) or 'its exit status is ' + str(status['exit_code'])}"
 
 
 def exit_status(status: Status) -> int:

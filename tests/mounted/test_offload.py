@@ -7,49 +7,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from gridfs.offload.job import ENDED
-from tests.suite.syscalls import as_user, eventually, fails, write
+from tests.mounted.conftest import SIZE
+from tests.mounted.jobs import ATTRIBUTE, finished, left, submitted
+from tests.suite.syscalls import fails
 from tests.suite.testbed import Testbed, run
-
-ATTRIBUTE = "user.offload"
-SIZE = (3 << 23) + 12345
-"""More than three chunks: several on each of the two workers, or most on one."""
-
-
-@pytest.fixture
-def file(root: Path) -> Path:
-    return write(root / "file", os.urandom(SIZE))
-
-
-def submitted(file: Path, request: bytes | dict[str, Any]) -> int:
-    """The number of the job that is submitted."""
-    os.setxattr(file, ATTRIBUTE, request if isinstance(request, bytes) else json.dumps(request).encode())
-    job: int = json.loads(os.getxattr(file, ATTRIBUTE))["id"]
-    return job
-
-
-def finished(bed: Testbed, job: int, patience_s: float = 40.0) -> dict[str, Any]:
-    """Its status, once it has ended."""
-    directory = bed.mountpoint / ".gridfs/jobs" / str(job)
-    status: dict[str, Any] = {}
-
-    def has_ended() -> bool:
-        try:
-            status.update(json.loads((directory / "status").read_bytes()))
-        except OSError as error:
-            assert error.errno == errno.EIO, error  # the scheduler is being started again
-        return status.get("state") in ENDED
-
-    eventually(has_ended, f"job {job} ends", patience_s)
-    return status
-
-
-def left(bed: Testbed, job: int, what: str) -> bytes:
-    return (bed.mountpoint / ".gridfs/jobs" / str(job) / what).read_bytes()
 
 
 def test_a_function_is_done_on_the_file_as_it_was(bed: Testbed, file: Path) -> None:
@@ -98,13 +62,6 @@ def test_the_command_line_waits_for_a_job_and_prints_what_it_left(bed: Testbed, 
     assert listed[0]["request"] == "wc -c"
 
 
-def test_who_is_not_allowed_is_told_so(bed: Testbed, file: Path) -> None:
-    file.chmod(0o666)
-    with fails(errno.EPERM):
-        as_user(lambda: submitted(file, b"sha256"))
-    assert as_user((bed.mountpoint / ".gridfs/jobs/last-error").read_text)
-
-
 def test_a_copy_of_a_file_with_a_finished_job_has_none(bed: Testbed, root: Path, file: Path) -> None:
     finished(bed, submitted(file, b"sha256"))
     jobs = os.listdir(bed.mountpoint / ".gridfs/jobs")
@@ -114,3 +71,44 @@ def test_a_copy_of_a_file_with_a_finished_job_has_none(bed: Testbed, root: Path,
     for name in ("cp", "rsync"):
         with fails(errno.ENODATA):
             os.getxattr(root / name, ATTRIBUTE)
+
+
+KIB = 1 << 10
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (b"", errno.EINVAL),
+        (b"\xff\xfe\0\1", errno.EINVAL),
+        (b"wc\0", errno.EINVAL),
+        (b"x" * (60 * KIB), errno.EINVAL),
+        (b'{"run":' + b"[" * (60 * KIB), errno.EINVAL),
+        (b'{"function": "wc"', errno.EINVAL),
+        (b'{"function": "wc", "colour": 1}', errno.EINVAL),
+        (b'{"function": "wc", "function": "md5"}', errno.EINVAL),
+        (b'{"function": "wc", "timeout_s": NaN}', errno.EINVAL),
+        (b'{"run": ["wc\\u0000"]}', errno.EINVAL),
+        (b'{"run": "wc", "output": "../out"}', errno.EINVAL),
+        (b'{"run": "wc", "output": "file", "overwrite": true}', errno.EINVAL),
+        (b'{"run": "wc", "output": "away/out"}', errno.ELOOP),
+        (b'{"run": "wc", "output": "away", "overwrite": true}', errno.EEXIST),
+        (b'{"run": "wc", "output": "file/out"}', errno.ENOTDIR),
+        (b'{"run": "wc", "output": "/.gridfs"}', errno.EPERM),
+        (b'{"run": "wc", "output": "/.gridfs/jobs/out"}', errno.ENOENT),
+    ],
+    ids=lambda value: repr(value[:48]) if isinstance(value, bytes) else errno.errorcode[value],
+)
+def test_what_makes_no_sense_or_leads_out_is_refused_with_a_sentence(
+    bed: Testbed, root: Path, file: Path, value: bytes, code: int
+) -> None:
+    (root / "away").symlink_to("/tmp")
+    jobs = bed.mountpoint / ".gridfs/jobs"
+    before = sorted(os.listdir(jobs))
+    done = run("setfattr", "-n", ATTRIBUTE, "-v", f"0x{value.hex()}", file, check=False)
+    assert (done.returncode, done.stderr) == (1, f"setfattr: {file}: {os.strerror(code)}\n")
+    sentence = (jobs / "last-error").read_text()
+    assert len(sentence.splitlines()) == 1
+    assert len(sentence) < KIB
+    assert sorted(os.listdir(jobs)) == before
+    assert sorted(os.listdir(root)) == ["away", "file"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,19 @@ def test_waiting_prints_what_the_job_left_and_ends_as_it_did(
         assert words in done.stderr
 
 
-def test_a_result_is_printed_as_json(mount: Mount) -> None:
-    mount.put(17, state="done", result={"lines": 3})
-    assert run("jobs", "wait", "17").stdout == '{"lines": 3}\n'
+@pytest.mark.parametrize(("result", "printed"), [({"lines": 3}, '{"lines": 3}\n'), (0, "0\n"), ("abc123", "abc123\n")])
+def test_a_result_is_printed_as_json_and_text_as_it_is(mount: Mount, result: Any, printed: str) -> None:
+    mount.put(17, state="done", result=result)
+    assert run("jobs", "wait", "17").stdout == printed
+    assert json.loads(run("jobs", "wait", "17", "--json").stdout)["result"] == result
+
+
+def test_who_stops_waiting_is_told_that_the_job_goes_on(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JobFiles, "wait", interrupted)
+    assert "job 17 goes on" in run("jobs", "wait", "17").stderr
 
 
 def test_waiting_goes_on_until_the_job_has_ended_also_without_the_scheduler(
@@ -148,6 +159,41 @@ def test_jobs_are_listed_newest_first(mount: Mount) -> None:
     assert [status["id"] for status in json.loads(run("jobs", "list", "--json", "--limit", "1").stdout)] == [10]
     for arguments in (("jobs",), ("jobs", "list")):
         assert "sha256" in run(*arguments).stdout
+        assert run(*arguments, "--json").stdout == run("jobs", "list", "--json").stdout
+    assert run("jobs", "--json", "show", "2").exit_code == 2
+
+
+def test_a_job_that_is_forgotten_meanwhile_is_not_listed(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in (1, 3):
+        mount.put(job)
+    monkeypatch.setattr(JobFiles, "ids", lambda files: [3, 2, 1])
+    assert [status["id"] for status in json.loads(run("jobs", "list", "--json", "--limit", "2").stdout)] == [3, 1]
+
+
+def test_times_and_sizes_are_shown_for_people_and_told_to_programs(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+    mount.put(17, submitted=1e9 + 0.5, started=1e9 + 7, size=3 << 20, progress=1 << 20, output="/o", output_bytes=5)
+    shown = dict(line.split(":", 1) for line in run("jobs", "show", "17").stdout.splitlines())
+    assert {key: shown[key].strip() for key in ("submitted", "started", "size", "progress", "output_bytes")} == {
+        "submitted": "2001-09-09 01:46:40",
+        "started": "2001-09-09 01:46:47",
+        "size": "3.0 MiB",
+        "progress": "1.0 MiB",
+        "output_bytes": "5 B",
+    }
+    assert "ended" not in shown
+    assert json.loads(run("jobs", "show", "17", "--json").stdout)["submitted"] == 1e9 + 0.5
+    assert "1.0 MiB of 3.0 MiB" in run("jobs").stdout
+
+
+def test_what_another_user_has_chosen_neither_moves_the_cursor_nor_makes_a_line(mount: Mount) -> None:
+    mount.put(17, state="failed", file="a\x1b[2Jb\udc80é", request="x\nstate: done", error="\r\x07")
+    for arguments in (("jobs", "show", "17"), ("jobs", "list")):
+        shown = run(*arguments).stdout
+        assert "a\\x1b[2Jb\\udc80é" in shown
+        assert "x\\nstate: done" in shown
+        assert not set(shown) & {"\x1b", "\r", "\x07"}
+    assert "\\r\\x07" in run("jobs", "wait", "17").stderr
 
 
 def test_a_job_is_shown_and_its_output_printed(mount: Mount) -> None:

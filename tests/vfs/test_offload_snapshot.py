@@ -164,6 +164,7 @@ async def test_submitting_needs_the_right_to_read(mount: Mount) -> None:
 async def test_only_regular_files_have_jobs(mount: Mount) -> None:
     for name, mode in ((b"d", DIRECTORY), (b"pipe", stat.S_IFIFO | 0o666)):
         assert await mount.refused(await mount.make(name, mode)) == "EINVAL"
+    assert await mount.refused(ROOT_INO) == "EINVAL"
     assert await mount.refused(999) == "ENOENT"
     assert mount.submitted == []
 
