@@ -44,6 +44,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End it after that long.")
 @click.option("--memory", type=Size(), help="Most memory it may take.")
 @click.option("--idempotent", is_flag=True, help="It may be run again if its node dies.")
+@click.option("--split", is_flag=True, help="Run map of --python on every node at once, over its own chunks.")
 @click.option("--wait", is_flag=True, help="Wait for its end, print its output, exit as it does.")
 def offload(
     file: str,

@@ -41,6 +41,8 @@ class Request:
     memory_bytes: int = MEMORY_BYTES
     idempotent: bool = False
     """Whether it may be run again when its node dies. Built-in functions always may."""
+    split: bool = False
+    """Of a Python function that is a map and reduce pair: each node works on its own chunks, instead of one node on all."""
 
     @staticmethod
     def unpack(packed: dict[str, Any]) -> Request:

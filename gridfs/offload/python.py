@@ -2,7 +2,8 @@
 
 `module:function` is called as `function(chunks, context)`. `chunks` iterates over the file's bytes in order, as memoryviews
 that are valid until the next one is asked for. Or it is an object with `map(chunk, context)` and `reduce(partials, context)`:
-then the result is that of `reduce`, given what `map` has made of each chunk, in order; partials are what msgpack carries.
+then the result is that of `reduce`, given what `map` has made of each chunk, in the order of the file; partials are what
+msgpack carries. Such a pair can run on several nodes: `map_run` on each over some adjacent chunks, then `reduce` on one.
 
 A result is bytes, or an iterable of bytes, or what JSON carries; of a list or tuple the elements say which. It crosses to the
 parent as pieces, the first of which says what kind it is.
@@ -79,39 +80,36 @@ def outcome(pieces: Iterator[bytes]) -> Outcome:
 def call(name: str, chunks: Iterator[memoryview], context: Context, write: Write) -> None:
     """Write the result of `name` over all chunks.
 
-    Like the two below it raises GridfsError with one sentence, with the traceback on standard error, for whatever goes wrong in
-    the function, and when there is no such function; but MemoryError for itself.
+    Like the three below it raises GridfsError with one sentence for whatever goes wrong in the function, with the traceback on
+    standard error, and when there is no such function; but MemoryError for itself.
     """
     with _Told(name):
         function = _find(name)
-        if _is_split(function):
+        if _is_pair(function):
             result = function.reduce((function.map(chunk, context) for chunk in chunks), context)
         else:
             result = function(chunks, context)
         _write_result(result, write)
 
 
+def call_pair(name: str, chunks: Iterator[memoryview], context: Context, write: Write) -> None:
+    """Write what `map_run` and `reduce` make of all chunks: here, but the same as on several nodes, and of a pair only."""
+    with _Told(name):
+        pair = _find_pair(name)
+        _write_result(_reduced(pair, _mapped(pair, chunks, context), context), write)
+
+
 def map_run(name: str, chunks: Iterator[memoryview], context: Context, write: Write) -> None:
     """Write the partials of some adjacent chunks, a piece each. What they must be given to is `reduce`."""
     with _Told(name):
-        function = _find(name)
-        if not _is_split(function):
-            raise TypeError("it has no map and reduce, so it cannot run on several nodes")
-        for chunk in chunks:
-            write(msgpack.packb(function.map(chunk, context)))
+        for partial in _mapped(_find_pair(name), chunks, context):
+            write(partial)
 
 
 def reduce(name: str, partials: Iterable[bytes], context: Context, write: Write) -> None:
     """Write the result over all pieces of `map_run`, in order."""
     with _Told(name):
-        unpacked = (msgpack.unpackb(partial, strict_map_key=False) for partial in partials)
-        _write_result(_find(name).reduce(unpacked, context), write)
-
-
-def splits(name: str, write: Write) -> None:
-    """Write b"yes" or b"no": whether it has `map` and `reduce`."""
-    with _Told(name):
-        write(b"yes" if _is_split(_find(name)) else b"no")
+        _write_result(_reduced(_find_pair(name), partials, context), write)
 
 
 class _Told:
@@ -145,13 +143,28 @@ def _find(name: str) -> Any:
     home = getattr(function, "__module__", None) or module
     if home.partition(".")[0] != module.partition(".")[0]:
         raise GridfsError(f"{name} is {home}'s, which the module {module} only uses")
-    if not callable(function) and not _is_split(function):
+    if not callable(function) and not _is_pair(function):
         raise GridfsError(f"{name} is no function")
     return function
 
 
-def _is_split(function: Any) -> bool:
+def _find_pair(name: str) -> Any:
+    pair = _find(name)
+    if not _is_pair(pair):
+        raise GridfsError(f"{name} has no map and reduce, so it cannot be split")
+    return pair
+
+
+def _is_pair(function: Any) -> bool:
     return callable(getattr(function, "map", None)) and callable(getattr(function, "reduce", None))
+
+
+def _mapped(pair: Any, chunks: Iterator[memoryview], context: Context) -> Iterator[bytes]:
+    return (msgpack.packb(pair.map(chunk, context)) for chunk in chunks)
+
+
+def _reduced(pair: Any, partials: Iterable[bytes], context: Context) -> Any:
+    return pair.reduce((msgpack.unpackb(partial, strict_map_key=False) for partial in partials), context)
 
 
 def _write_result(result: Any, write: Write) -> None:

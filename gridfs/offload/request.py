@@ -19,7 +19,7 @@ from gridfs.offload import registry
 from gridfs.offload.job import MEMORY_BYTES, TIMEOUT_S, Request
 
 _KINDS = ("function", "python", "run")
-_KEYS = {*_KINDS, "args", "output", "overwrite", "shell", "timeout_s", "memory", "idempotent"}
+_KEYS = {*_KINDS, "args", "output", "overwrite", "shell", "timeout_s", "memory", "idempotent", "split"}
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """What JSON can escape, and neither UTF-8 nor a command line can hold."""
@@ -190,7 +190,8 @@ def _built_in(content: dict[str, Any], options: dict[str, Any]) -> Request:
 
 
 def _function(name: str, arguments: list[Any], options: dict[str, Any], content: dict[str, Any] | None = None) -> Request:
-    _refuse_shell(content or {})
+    _refuse(content or {}, "shell", "run")
+    _refuse(content or {}, "split", "python")
     if name not in registry.NAMES:
         known = ", ".join(sorted(registry.NAMES))
         raise ValueError(f"{_shown(name)} is no function: there are {known}; a command is written as JSON, with run")
@@ -199,16 +200,17 @@ def _function(name: str, arguments: list[Any], options: dict[str, Any], content:
 
 
 def _python(content: dict[str, Any], options: dict[str, Any]) -> Request:
-    _refuse_shell(content)
+    _refuse(content, "shell", "run")
     name = _of_type(content, "python", str, "")
     if not _CALLABLE.fullmatch(name):
         raise ValueError(f"{_shown(name)} is no Python function: write module:function")
-    return Request("python", name, tuple(_arguments(content)), **options)
+    return Request("python", name, tuple(_arguments(content)), **options, split=_of_type(content, "split", bool, False))
 
 
 def _command(content: dict[str, Any], options: dict[str, Any]) -> Request:
     if "args" in content:
         raise ValueError("args goes with function and python: a command has its words in run")
+    _refuse(content, "split", "python")
     run, shell = content["run"], _of_type(content, "shell", bool, False)
     if shell:
         text = _of_type(content, "run", str, "").strip()
@@ -226,9 +228,9 @@ def _arguments(content: dict[str, Any]) -> list[Any]:
     return arguments
 
 
-def _refuse_shell(content: dict[str, Any]) -> None:
-    if "shell" in content:
-        raise ValueError("shell goes with run")
+def _refuse(content: dict[str, Any], key: str, kind: str) -> None:
+    if key in content:
+        raise ValueError(f"{key} goes with {kind}")
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Request]] = {

@@ -46,6 +46,13 @@ class TooLongError(GridfsError):
         super().__init__(f"the result is longer than {limit_bytes} bytes: name an output for it, and let it be bytes")
 
 
+class PartialsTooLongError(GridfsError):
+    """What a process of a job has made of its runs is longer than what may travel."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the partial results of one process of the job are longer than {limit_bytes} bytes together")
+
+
 class Work(Protocol):
     """One kind of work. `whole`, `map` and `reduce` run in a child, and write what they make; `result` in the parent."""
 
@@ -96,14 +103,15 @@ class FunctionWork:
 
 
 class PythonWork:
-    """A function of a Python module."""
+    """A function of a Python module; `split` says that it has to be a pair, and what it gives does not depend on the nodes."""
 
-    def __init__(self, name: str, context: Context) -> None:
+    def __init__(self, name: str, context: Context, *, split: bool) -> None:
         self._name, self._context = name, context
+        self._call = python.call_pair if split else python.call
 
     def whole(self, pieces: Iterator[memoryview], write: Write) -> None:
         """See `Work`."""
-        python.call(self._name, pieces, self._context, write)
+        self._call(self._name, pieces, self._context, write)
 
     def map(self, run: Run, write: Write) -> None:
         """See `Work`."""
@@ -123,7 +131,8 @@ def of(job: Job, host: str) -> Work:
     request = job.request
     if request.kind == "function":
         return FunctionWork(registry.make(request.name, request.arguments))
-    return PythonWork(request.name, Context(job.id, request.arguments, job.input.name, job.input.size, host))
+    context = Context(job.id, request.arguments, job.input.name, job.input.size, host)
+    return PythonWork(request.name, context, split=request.split)
 
 
 # -- partial results -------------------------------------------------------------------------------------------------
@@ -139,7 +148,7 @@ def map_runs(work: Work, runs: Iterable[Run], write: Write) -> None:
 
 
 def partials_of(written: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
-    """In the parent: the packed partials of the runs. Raises TooLongError when they have more than `limit_bytes` together."""
+    """In the parent: the packed partials of the runs. Raises PartialsTooLongError beyond `limit_bytes` in all."""
     partial: list[bytes] = []
     total = 0
     for piece in written:
@@ -149,7 +158,7 @@ def partials_of(written: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
             continue
         total += len(piece)
         if total > limit_bytes:
-            raise TooLongError(limit_bytes)
+            raise PartialsTooLongError(limit_bytes)
         partial.append(piece[1:])
 
 

@@ -243,7 +243,10 @@ class Dispatcher:
         return await self._reduced(job, plan, attempt, results)
 
     async def _reduced(self, job: Job, plan: Plan, attempt: _Attempt, results: Mapping[str, Result]) -> Outcome:
-        """The partial results put together, in the order of the file: here if they are small, else on the first node."""
+        """The partial results put together, in the order of the file: here if they are small, else on the first node.
+
+        On that node in any case when `Functions.reduce` leaves it to a node.
+        """
         pairs = [pair for part in plan.parts for pair in zip(part.runs, results[part.host].partials, strict=True)]
         partials = [partial for _, partial in sorted(pairs)]
         if job.output is None and sum(map(len, partials)) <= REDUCED_HERE_MAX_BYTES:

@@ -25,11 +25,14 @@ class Functions(Protocol):
         """Whether nodes may work on parts of an input of that size, each for itself."""
 
     def reduce(self, request: Request, partials: Sequence[bytes]) -> Any:
-        """The value that the packed partials of all runs make, in the order of the file; None if it is none but a stream."""
+        """The value that the packed partials of all runs make, in the order of the file.
+
+        None if a node is to make it: when it is a stream, or when that takes somebody's module, which never comes in here.
+        """
 
 
 class BuiltIn:
-    """The functions of the registry; other kinds of jobs do not split."""
+    """The functions of the registry, and Python functions that are asked for as `split`; nothing else splits."""
 
     def check(self, request: Request) -> None:
         """See `Functions`."""
@@ -38,12 +41,16 @@ class BuiltIn:
 
     def splits(self, request: Request, size: int) -> bool:
         """See `Functions`."""
+        if request.kind == "python":
+            return request.split
         if request.kind != "function" or (request.name in COMPRESSING and size > COMPRESSED_MAX_BYTES):
             return False
         return registry.make(request.name, request.arguments).splits
 
     def reduce(self, request: Request, partials: Sequence[bytes]) -> Any:
         """See `Functions`."""
+        if request.kind == "python":
+            return None
         function = registry.make(request.name, request.arguments)
         if function.streams:
             return None

@@ -20,7 +20,7 @@ class Quotas:
     """How many jobs there may be at once."""
 
     queue_max: int = 1000
-    queued_per_user_max: int = 500
+    queued_per_user_max: int = 1000
     running_max: int = 8
     running_per_user_max: int = 4
     running_per_node_max: int = 2

@@ -24,6 +24,7 @@ from gridfs.stream.handshake import Identity
 from gridfs.stream.standing import standing
 from gridfs.types import Address
 from scheduler.jobs.dispatch import Fleet, Worker
+from scheduler.jobs.functions import BuiltIn
 from scheduler.jobs.policy import NodeView
 from scheduler.jobs.service import JobsService
 from scheduler.jobs.settings import SettingsFile
@@ -110,16 +111,20 @@ class FakeRunner:
 
 
 class FakeFunctions:
-    """sum adds up what its nodes say and splits; anything else does not."""
+    """sum and lines are functions that split, as Python functions do by `BuiltIn`; anything else does not."""
+
+    python = BuiltIn()
 
     def check(self, request: Request) -> None:
         if request.name == "unknown":
             raise ValueError("there is no function unknown")
 
     def splits(self, request: Request, size: int) -> bool:
-        return request.name in ("sum", "lines")
+        return self.python.splits(request, size) if request.kind == "python" else request.name in ("sum", "lines")
 
     def reduce(self, request: Request, partials: Sequence[bytes]) -> Any:
+        if request.kind == "python":
+            return self.python.reduce(request, partials)
         if request.name == "lines":
             return None
         return [json.loads(partial) for partial in partials]
@@ -175,6 +180,11 @@ class Jobs:
     def kill(self) -> None:
         """End the service as kill -9 does: its store is not closed, and no runner is told."""
         self._scope.cancel()
+
+    def allow(self, settings: str) -> None:
+        """Have the service go by these settings, as soon as it looks."""
+        (self.directory / "offload.toml").write_text(f"[offload]\n{settings}\n")
+        self.service._refresh_settings()
 
     def update(self, *, settled: bool = True) -> None:
         """A cycle of the scheduler."""

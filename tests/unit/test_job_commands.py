@@ -60,6 +60,7 @@ def run(*arguments: str) -> Result:
         (("--", "zstd", "-3", "a b"), {"run": ["zstd", "-3", "a b"]}),
         (("--function", "grep -c X"), {"function": "grep -c X"}),
         (("--python", "m:f", "--args", "[3]"), {"python": "m:f", "args": [3]}),
+        (("--python", "m:f", "--split"), {"python": "m:f", "split": True}),
         (("--shell", "wc | head"), {"run": "wc | head", "shell": True}),
         (("--output", "x", "--overwrite", "--", "ls"), {"run": ["ls"], "output": "x", "overwrite": True}),
         (("--timeout", "5", "--memory", "1MiB", "--", "ls"), {"run": ["ls"], "timeout_s": 5.0, "memory": 1 << 20}),

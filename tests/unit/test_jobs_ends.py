@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -178,6 +179,32 @@ async def test_what_is_not_idempotent_is_never_run_again_and_nothing_for_ever(
     assert (status["state"], status["attempts"]) == ("failed", attempts)
     assert status["error"].startswith("a was lost while it worked (the actor has died); ")
     await until(lambda: jobs.a.swept)
+
+
+@pytest.mark.expected_log(LOST)
+@pytest.mark.parametrize("lost_in", ["map", "whole"])
+@pytest.mark.parametrize(("idempotent", "state", "attempts"), [(True, "done", 2), (False, "failed", 1)])
+async def test_a_split_python_job_whose_node_dies_is_run_again_if_it_may_be(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, lost_in: str, idempotent: bool, state: str, attempts: int
+) -> None:
+    """All of it, whether the node dies with its chunks or as it puts together the results of all."""
+    monkeypatch.setattr(dispatch, "SHUN_S", 0.0)
+
+    def answer(task: dict[str, Any]) -> Any:
+        if (task["mode"], task["attempt"]) == (lost_in, 1):
+            return GridfsError("the actor has died")
+        return told(partials=[b"1"] * len(task["runs"])) if task["mode"] == "map" else told(result=2)
+
+    jobs.a.answer = answer
+    jobs.b.answer = lambda task: told(partials=[b"2"])
+    jobs.allow('python = ["m"]')
+    async with jobs.connected() as client, jobs.cycles():
+        asked = request("m:pair", "python", split=True, idempotent=idempotent)
+        status = await client.ended(await client.submit(asked, source(["a-1"], ["b-1"], ["a-1"])))
+    assert (status["state"], status["attempts"]) == (state, attempts)
+    assert ("not marked idempotent" in status["error"]) is not idempotent
+    assert [task["mode"] for task in jobs.b.tasks] == ["map"] * attempts
+    assert jobs.a.reduced == [[b"1", b"2", b"1"]] * (attempts - (lost_in == "map"))
 
 
 @pytest.mark.expected_log("silent for")

@@ -116,6 +116,15 @@ def test_one_user_cannot_fill_the_queue() -> None:
     jobs.submit(4, BOB)
 
 
+def test_one_user_may_have_a_thousand_jobs_waiting_and_no_more_unless_somebody_says_so() -> None:
+    jobs = Jobs()
+    for number in range(1, 1001):
+        jobs.submit(number)
+    with pytest.raises(FilesystemError) as raised:
+        jobs.queue.admit(1001, ALICE, 1)
+    assert raised.value.errno == errno.EAGAIN
+
+
 def test_the_chunks_of_all_jobs_are_bounded_but_one_job_may_have_more() -> None:
     jobs = Jobs()
     jobs.queue.admit(1, ALICE, CHUNKS_MAX + 1)

@@ -86,6 +86,27 @@ async def test_streams_outputs_and_much_come_together_on_the_node_with_most(
     assert jobs.a.reduced == []
 
 
+async def test_a_python_pair_runs_on_all_nodes_if_it_is_to_be_split_and_is_reduced_by_the_one_with_most(jobs: Jobs) -> None:
+    """However little there is to reduce: its module never comes into the scheduler."""
+
+    def answer(task: dict[str, Any]) -> Any:
+        if task["mode"] == "map":
+            return told(partials=[b"%d" % first for first, _ in task["runs"]])
+        return told(result="all")
+
+    jobs.a.answer = jobs.b.answer = answer
+    jobs.allow('python = ["m"]')
+    file = source(["b-1"], ["a-1"], ["b-1"])
+    async with jobs.connected() as client:
+        on_one = await client.ended(await client.submit(request("m:pair", "python"), file))
+        assert [task["mode"] for task in jobs.a.tasks + jobs.b.tasks] == ["whole"]
+        split = await client.ended(await client.submit(request("m:pair", "python", split=True), file))
+    assert (on_one["nodes"], on_one["result"]) == (["b"], "all")
+    assert (split["nodes"], split["result"], split["bytes_network"]) == (["b", "a"], "all", 3)
+    assert [task["mode"] for task in jobs.a.tasks] == ["map"]
+    assert (jobs.a.reduced, jobs.b.reduced) == ([], [[b"0", b"1", b"2"]])
+
+
 async def test_an_empty_job_takes_the_scheduler_a_few_milliseconds(jobs: Jobs) -> None:
     took_s = []
     async with jobs.connected() as client:

@@ -51,6 +51,18 @@ class Words:
     @staticmethod
     def reduce(partials, context): return sum(partial["words"] for partial in partials)
 
+class Tuples:
+    @staticmethod
+    def map(chunk, context): return (bytes(chunk), {1: None})
+    @staticmethod
+    def reduce(partials, context): return repr(list(partials))
+
+class Sets:
+    @staticmethod
+    def map(chunk, context): return {1}
+    @staticmethod
+    def reduce(partials, context): return len(list(partials))
+
 class Nested:
     inner = Words
 number = 3
@@ -69,9 +81,9 @@ def chunks() -> Iterator[memoryview]:
     return map(memoryview, (b"ab ", b"c d"))
 
 
-def called(name: str) -> tuple[Any, bytes | None, Ending, str]:
+def called(name: str, call: Any = python.call) -> tuple[Any, bytes | None, Ending, str]:
     """Its value, its bytes, its end, and standard error."""
-    with Child(lambda write: python.call(name, chunks(), CONTEXT, write), ME, LIMITS) as child:
+    with Child(lambda write: call(name, chunks(), CONTEXT, write), ME, LIMITS) as child:
         outcome = python.outcome(child.chunks())
         data = None if outcome.stream is None else b"".join(outcome.stream)
         return outcome.value, data, child.wait(), child.stderr.decode()
@@ -150,14 +162,23 @@ def test_partials_of_several_nodes_are_reduced() -> None:
         assert python.outcome(child.chunks()).value == 6
 
 
-def test_a_plain_function_has_no_partials() -> None:
-    _, ending, _ = run(lambda write: python.map_run("jobmodule:count", chunks(), CONTEXT, write))
-    assert "it has no map and reduce" in ending.error
+def test_a_pair_on_one_node_gives_what_it_gives_on_several() -> None:
+    partials = run(lambda write: python.map_run("jobmodule:Tuples", chunks(), CONTEXT, write))[0]
+    with Child(lambda write: python.reduce("jobmodule:Tuples", partials, CONTEXT, write), ME, LIMITS) as child:
+        several = python.outcome(child.chunks()).value
+    assert called("jobmodule:Tuples", python.call_pair) == (several, None, Ending(0), "")
+    assert several == "[[b'ab ', {1: None}], [b'c d', {1: None}]]"
 
 
-@pytest.mark.parametrize(("name", "answer"), [("count", b"no"), ("Words", b"yes")])
-def test_whether_it_splits_can_be_asked(name: str, answer: bytes) -> None:
-    assert run(lambda write: python.splits(f"jobmodule:{name}", write))[0] == [answer]
+def test_a_partial_that_could_not_travel_is_an_error_on_one_node_too_unless_it_never_will() -> None:
+    assert "Sets failed: TypeError: can not serialize" in called("jobmodule:Sets", python.call_pair)[2].error
+    assert called("jobmodule:Sets")[0] == 2
+
+
+@pytest.mark.parametrize("call", [python.map_run, python.call_pair, python.reduce])
+def test_what_is_no_pair_cannot_be_split_and_one_sentence_says_so(call: Any) -> None:
+    error = "jobmodule:count has no map and reduce, so it cannot be split"
+    assert called("jobmodule:count", call)[2:] == (Ending(1, failure="function", error=error), "")
 
 
 def test_modules_are_imported_in_the_child_alone() -> None:

@@ -51,6 +51,8 @@ def refused(value: bytes) -> str:
         (b'{"run": "a\\nb", "shell": true}', Request("command", "a", ("a\nb",), shell=True)),
         (b'{"run": "ls", "shell": false}', Request("command", "ls", ("ls",))),
         (b'{"python": "mymod:score"}', Request("python", "mymod:score")),
+        (b'{"python": "m:f", "split": true}', Request("python", "m:f", split=True)),
+        (b'{"python": "m:f", "split": false}', Request("python", "m:f")),
         (b'{"python": "a.b:c.d", "args": [3, null, {"x": [1.5]}]}', Request("python", "a.b:c.d", (3, None, {"x": [1.5]}))),
     ],
 )
@@ -107,6 +109,9 @@ def test_what_goes_with_every_kind_is_kept() -> None:
         (b'{"python": "../m:f"}', "module:function"),
         (b'{"python": "m:f", "args": {}}', "no list"),
         (b'{"python": "m:f", "shell": false}', "shell goes with run"),
+        (b'{"python": "m:f", "split": 1}', "true or false"),
+        (b'{"function": "wc", "split": true}', "split goes with python"),
+        (b'{"run": "ls", "split": false}', "split goes with python"),
         (b'{"run": "ls", "output": ""}', "no path"),
         (b'{"run": "ls", "output": 5}', "no text"),
         (b'{"run": "ls", "output": "' + b"x" * 4096 + b'"}', "no path"),
@@ -146,7 +151,7 @@ _json = st.recursive(
     max_leaves=8,
 )
 _keys = st.sampled_from(
-    ["run", "function", "python", "args", "output", "overwrite", "shell", "timeout_s", "memory", "idempotent", "more"]
+    ["run", "function", "python", "args", "output", "overwrite", "shell", "timeout_s", "memory", "idempotent", "split", "more"]
 )
 _likely = st.sampled_from(["sha256", "m:f", "ls -l", "x", True, False, 5, "5MiB", ["a"], "../x", "a\nb"])
 

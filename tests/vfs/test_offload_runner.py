@@ -41,7 +41,21 @@ class Sizes:
     def reduce(self, partials, context):
         return list(partials)
 
-sizes = Sizes()
+class Places:
+    def map(self, chunk, context):
+        return (bytes(chunk[:5]), len(chunk))
+
+    def reduce(self, partials, context):
+        return [[start.decode(), length] for start, length in partials], context.node
+
+class Shouted:
+    def map(self, chunk, context):
+        return bytes(chunk[-1000:]).upper()
+
+    def reduce(self, partials, context):
+        yield from partials
+
+sizes, places, shouted = Sizes(), Places(), Shouted()
 
 def long(chunks, context):
     return "x" * (2 << 20)
@@ -196,6 +210,44 @@ async def test_a_python_function(node: Node) -> None:
     told = await node.run(Request("python", "module_of_a_job:long"))
     assert (told["failure"], told["result"]) == ("function", None)
     assert "name an output" in told["error"]
+
+
+SHOUTED = b"".join(LINES[at : at + CHUNK_SIZE_BYTES][-1000:].upper() for at in range(0, len(LINES), CHUNK_SIZE_BYTES))
+
+
+@pytest.mark.usefixtures("module")
+async def test_a_python_pair_gives_the_same_split_and_whole(node: Node, filesystem: Filesystem) -> None:
+    """A chunk is one call of map however runs are cut, and reduce gets what map made in the order of the file."""
+    starts = range(0, len(LINES), CHUNK_SIZE_BYTES)
+    places = [[LINES[start:][:5].decode(), min(CHUNK_SIZE_BYTES, len(LINES) - start)] for start in starts]
+    for name, expected in (("places", [places, OWN]), ("shouted", None)):
+        asked = Request("python", f"module_of_a_job:{name}", split=True)
+        whole = await node.run(asked)
+        mapped = await node.run(asked, mode="map")
+        assert (mapped["failure"], mapped["error"], len(mapped["partials"])) == ("", "", 2)
+        reduced = await in_thread(node.runner.reduce, node.task(asked), mapped["partials"])
+        for told in (whole, reduced):
+            assert (told["failure"], told["result"]) == ("", expected)
+            assert told["stdout"] == (b"" if expected else SHOUTED)
+    told = await in_thread(node.runner.reduce, node.task(asked, output()), mapped["partials"])
+    assert told["output_bytes"] == len(SHOUTED)
+    assert await read_all(filesystem, b"out") == SHOUTED
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize("mode", ["map", "whole"])
+async def test_a_python_function_that_is_no_pair_cannot_be_split(node: Node, mode: str) -> None:
+    told = await node.run(Request("python", "module_of_a_job:lines", split=True), mode=mode)
+    error = "module_of_a_job:lines has no map and reduce, so it cannot be split"
+    assert (told["failure"], told["error"], told["stderr"], told["partials"]) == ("function", error, b"", [])
+
+
+@pytest.mark.usefixtures("module")
+async def test_partials_that_are_too_long_together_are_an_error(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gridfs.offload.attempt.PARTIALS_MAX_BYTES", 2500)
+    told = await node.run(Request("python", "module_of_a_job:shouted", split=True), mode="map")
+    assert told["failure"] == "function"
+    assert "partial results of one process" in told["error"]
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
