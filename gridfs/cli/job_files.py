@@ -63,7 +63,7 @@ class JobFiles:
             os.setxattr(path, ATTRIBUTE, json.dumps(request).encode())
             job: int = json.loads(os.getxattr(path, ATTRIBUTE))["id"]
         except OSError as error:
-            raise GridfsError(f"{path}: {self._why(began_ns) or error.strerror}") from error
+            raise GridfsError(f"{path}: {self._why(began_ns) or _by_the_kernel(error)}") from error
         return job
 
     def ids(self) -> list[int]:
@@ -142,6 +142,12 @@ def _told(what: str) -> Iterator[None]:
         if error.errno == errno.EIO:
             raise Silence(f"the scheduler does not answer, so nothing is known of {what}: gridfs status tells more") from error
         raise GridfsError(f"{error.filename}: {error.strerror}") from error
+
+
+def _by_the_kernel(error: OSError) -> str:
+    """What there is to say of a submission that never came to the mount."""
+    needed = ", and a job needs the right to write its file" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return f"{error.strerror}{needed}"
 
 
 def _stat(path: str) -> None:

@@ -235,7 +235,10 @@ def test_why_a_submission_was_refused_is_told(tmp_path: Path, monkeypatch: pytes
         os.utime(mount.jobs / "last-error", ns=(1, 1))
         raise OSError(errno.EACCES, "Permission denied")
 
-    for refusal, words in ((refuse, "because of this"), (refuse_as_the_kernel, "Permission denied")):
+    for refusal, words in (
+        (refuse, "because of this"),
+        (refuse_as_the_kernel, "Permission denied, and a job needs the right to write"),
+    ):
         monkeypatch.setattr(os, "setxattr", refusal)
         with pytest.raises(GridfsError, match=words):
             JobFiles(str(tmp_path)).submit(str(file), {"run": "ls"})
