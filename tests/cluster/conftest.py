@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -15,21 +17,31 @@ from tests.cluster.real import WORKERS, Real, attempt, plans, remove_all, until
 
 
 @pytest.fixture(scope="session")
-def cluster_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def modules() -> Iterator[Path]:
+    """Where all nodes import from, beside what is installed; any user may read there."""
+    with TemporaryDirectory(prefix="gridfs-test-modules-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the head: `$GRIDFS_HOME`."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def cluster_up(home: Path, modules: Path) -> Iterator[Real]:
     """The nodes and the filesystem, in a home of their own; all is ended with the session."""
-    before = os.environ.get("GRIDFS_HOME")
-    os.environ["GRIDFS_HOME"] = str(tmp_path_factory.mktemp("home"))
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GRIDFS_HOME", str(home))
+        environment.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
         endpoints = filesystem.bring_up(plans(), lambda _: None)
         try:
             yield Real(endpoints)
         finally:
             filesystem.take_down(lambda _: None, force=True)
             cluster.disconnect()
-    finally:
-        os.environ.pop("GRIDFS_HOME")
-        if before is not None:
-            os.environ["GRIDFS_HOME"] = before
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trio
@@ -27,6 +31,19 @@ CONTENT = random.Random(6).randbytes((CHUNKS - 1) * CHUNK_SIZE_BYTES + 333)
 NOBODY = Submitter(65534, 65534)
 SHA256, WC = Request("function", "sha256"), Request("function", "wc")
 OUT = Output(ROOT_INO, b"out", "/out")
+MODULE = """
+class Pair:
+    def map(self, chunk, context):
+        return context.node, bytes(chunk[:8])
+
+    def reduce(self, partials, context):
+        return {"chunks": [[node, start.hex()] for node, start in partials], "reduced_on": context.node}
+
+pair = Pair()
+
+def plain(chunks, context):
+    return None
+"""
 
 
 def command(text: str, **options: Any) -> Request:
@@ -130,6 +147,49 @@ async def test_what_splits_runs_on_every_node_and_moves_next_to_nothing(jobs: Jo
     assert sorted(status["nodes"]) == sorted(WORKERS)
     assert status["bytes_local"] == len(CONTENT)
     assert status["bytes_network"] < len(CONTENT) / 100
+
+
+@pytest.fixture
+async def pair(jobs: Jobs, home: Path, modules: Path) -> AsyncIterator[str]:
+    """The name of a map and reduce pair, in a module that jobs may name, when they may."""
+    name, settings = f"module_{uuid4().hex}", home / "offload.toml"
+    (modules / f"{name}.py").write_text(MODULE)
+    settings.write_text(f"[offload]\npython = ['{name}']\n")
+    try:
+        with trio.fail_after(WAIT_S):
+            while not await allowed(jobs, Request("python", f"{name}:plain")):
+                await trio.sleep(0.1)
+        yield f"{name}:pair"
+    finally:
+        settings.unlink()
+
+
+async def allowed(jobs: Jobs, request: Request) -> bool:
+    """Whether such a job is taken; it is done then."""
+    try:
+        await jobs.done(await jobs.submit(request))
+    except FilesystemError as error:
+        assert error.errno == errno.EPERM, error
+        return False
+    return True
+
+
+async def test_a_python_pair_runs_on_every_node_if_it_is_to_be_split_and_on_one_if_not(jobs: Jobs, pair: str) -> None:
+    starts = [CONTENT[at:][:8].hex() for at in range(0, len(CONTENT), CHUNK_SIZE_BYTES)]
+    split = await jobs.done(await jobs.submit(Request("python", pair, split=True)))
+    result = split["result"]
+    assert [start for _, start in result["chunks"]] == starts
+    assert {node for node, _ in result["chunks"]} == set(split["nodes"]) == set(WORKERS)
+    assert result["reduced_on"] == split["nodes"][0]
+    assert split["bytes_local"] == len(CONTENT)
+    assert split["bytes_network"] < len(CONTENT) / 100
+    whole = await jobs.done(await jobs.submit(Request("python", pair)))
+    assert list(whole["result"]["chunks"]) == [(whole["nodes"][0], start) for start in starts]
+    await jobs.done(await jobs.submit(Request("python", pair, split=True), output=OUT))
+    assert await read_all(jobs.filesystem, b"out") == json.dumps(result).encode() + b"\n"
+    status = await jobs.ended(await jobs.submit(Request("python", pair.replace("pair", "plain"), split=True)))
+    assert status["state"] == "failed"
+    assert status["error"].endswith(":plain has no map and reduce, so it cannot be split")
 
 
 async def test_a_job_sees_the_file_as_it_was_at_submission(jobs: Jobs) -> None:
