@@ -31,6 +31,8 @@ class Holders:
         self._fence: tuple[int, tuple[int, ...]] = (0, ())
         self._told: dict[str, int] = {}
         self._drops: dict[str, list[ChunkId]] = defaultdict(list)
+        self._failed: set[str] = set()
+        """Servers that could not be told what there was to tell the last time."""
         self._more = trio.Event()
         self._progress = trio.Event()
 
@@ -69,13 +71,16 @@ class Holders:
         while True:
             await self._more.wait()
             self._more = trio.Event()
+            if not self._placement().epoch:
+                continue  # who there is is not known yet; `placed` follows
             nodes = {node.server: node for node in self._placement().nodes if node.alive}
             self._drops = defaultdict(list, {server: ids for server, ids in self._drops.items() if server in nodes})
             servers = {node.server for node in self._ignorant()} | set(self._drops)
             async with trio.open_nursery() as nursery:
                 for server in servers:
                     nursery.start_soon(self._tell, nodes[server])
-            if servers & ({node.server for node in self._ignorant()} | set(self._drops)):
+            if self._failed & servers:
+                self._failed.clear()
                 await trio.sleep(RETRY_S)
                 self._more.set()
 
@@ -93,6 +98,7 @@ class Holders:
         except (ConnectionLost, FilesystemError, trio.TooSlowError) as error:
             log.info("the chunk server on %s was not told: %s", node.host, error)
             self._drops[node.server] += drops
+            self._failed.add(node.server)
 
     def _signal(self) -> None:
         progress, self._progress = self._progress, trio.Event()

@@ -19,7 +19,7 @@ CHUNKS_MAX = 1_000_000
 class Quotas:
     """How many jobs there may be at once."""
 
-    queue_max: int = 1000
+    queue_max: int = 4000
     queued_per_user_max: int = 1000
     running_max: int = 8
     running_per_user_max: int = 4

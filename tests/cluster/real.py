@@ -170,6 +170,16 @@ async def write_fsynced(filesystem: Filesystem, name: bytes, content: bytes) -> 
     return ino
 
 
+async def write_on_every_worker(filesystem: Filesystem, name: bytes, content: bytes) -> None:
+    """A file of which each worker has a part. Where chunks go follows from the inode's number: others are made until it is so."""
+    for _ in range(20):
+        ino = await write_fsynced(filesystem, name, content)
+        if set(filesystem.layout(ino)["nodes"]) == set(WORKERS):
+            return
+        await filesystem.unlink(ROOT_INO, name)
+    raise AssertionError(f"the chunks of {name!r} are never on all workers")
+
+
 async def read_all(filesystem: Filesystem, name: bytes) -> bytes:
     """A file's content."""
     attributes = await filesystem.lookup(ROOT_INO, name)

@@ -24,7 +24,7 @@ from gridfs.offload.job import Input, Output, Request, Submitter
 from gridfs.stream.standing import standing
 from gridfs.vfs.filesystem import Filesystem
 from scheduler.jobs.queue import Quotas
-from tests.cluster.real import WAIT_S, WORKERS, Real, attempt, read_all, until, write_fsynced
+from tests.cluster.real import WAIT_S, WORKERS, Real, attempt, read_all, until, write_fsynced, write_on_every_worker
 
 CHUNKS = 8
 CONTENT = random.Random(6).randbytes((CHUNKS - 1) * CHUNK_SIZE_BYTES + 333)
@@ -113,9 +113,8 @@ class Jobs:
 
 @pytest.fixture
 async def jobs(real: Real, mounted: Filesystem) -> AsyncIterator[Jobs]:
-    await write_fsynced(mounted, b"file", CONTENT)
+    await write_on_every_worker(mounted, b"file", CONTENT)
     jobs = Jobs(real, mounted)
-    assert all(jobs.bytes_on(host) for host in WORKERS), "each node is to have a part"
     yield jobs
     for status in await jobs.ask("list", 0):
         await jobs.ask("cancel", status["id"], 0)
