@@ -171,7 +171,7 @@ async def write_fsynced(filesystem: Filesystem, name: bytes, content: bytes) -> 
 
 
 async def write_on_every_worker(filesystem: Filesystem, name: bytes, content: bytes) -> None:
-    """A file of which each worker has a part. Where chunks go follows from the inode's number: others are made until it is so."""
+    """A file of which each worker has a part: where chunks go follows from the inode's number, so several may be made."""
     for _ in range(20):
         ino = await write_fsynced(filesystem, name, content)
         if set(filesystem.layout(ino)["nodes"]) == set(WORKERS):
