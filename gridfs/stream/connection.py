@@ -197,9 +197,14 @@ class Connection:
             self._settle(code, result, payload_bytes)
 
     def _look_for(self, reply: Reply) -> None:
-        """Take in replies up to this one while they come soon, if the last one came soon."""
+        """Take in replies up to this one while they come soon, if the last one came soon; and what came together with them.
+
+        The receiver waits for the kernel, and would not see what has been taken from there.
+        """
+        if not self._is_quick:
+            return
         try:
-            while self._is_quick and reply.payload_bytes < 0 and (frame := self._wire.receive_soon()):
+            while frame := self._wire.receive_soon() if reply.payload_bytes < 0 else self._wire.staged():
                 (number, code, result), payload = frame
                 self._room_for(number, len(payload))[:] = payload
                 self._settle(code, result, len(payload))

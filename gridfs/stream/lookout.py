@@ -23,8 +23,8 @@ SHORT_S = 2 * SPIN_S
 """A wait of less than this was worth looking out, or would have been."""
 BUSY_S = 1e-3
 """So long a task may go on with what has come soon, before the loop's other tasks have their turn."""
-CROWDED_S, REST_S = 20e-6, 10e-3
-"""Offering the processor to others takes 1 us; if it took as much as the first, somebody has had it."""
+CROWDED_S, REST_S = 200e-6, 2e-3
+"""Offering the processor to others takes 1 us, or an interrupt more; if it took as much as the first, somebody has had it."""
 
 T = TypeVar("T")
 _here = threading.local()

@@ -93,23 +93,14 @@ class Wire:
     def receive_soon(self) -> tuple[Any, memoryview] | None:
         """The next frame's header and payload, if it is small and all there now or soon; never yields.
 
-        None if not, and then `receive` gives it; one task may be waiting in that. The payload is valid until the next call. For
-        loops with a lookout; without one it is always None.
+        None if not, and then `receive` gives it; one task may be waiting in that, for bytes that the kernel has not got yet. So
+        who got a frame takes those that `staged` gives, too. The payload is valid until the next call. For loops with a
+        lookout; without one it is always None.
         """
-        if self._lookout is None or self._in_frame or self._payload_bytes or self.closed:
+        if self._lookout is None:
             return None
-        while True:
-            staged = self._staging[self._start : self._end]
-            if len(staged) >= _LENGTHS.size:
-                header_bytes, payload_bytes = self._checked(staged[: _LENGTHS.size])
-                head_bytes = _LENGTHS.size + header_bytes
-                if len(staged) >= head_bytes + payload_bytes:
-                    header = _unpacked(staged[_LENGTHS.size : head_bytes])
-                    self._start += head_bytes + payload_bytes
-                    if self._start == self._end:
-                        self._start = self._end = 0
-                    return header, staged[head_bytes : head_bytes + payload_bytes]
-            if self._end == _STAGING_BYTES or not self._lookout.soon(self._socket.fileno()):
+        while (frame := self.staged()) is None and self._is_between_frames and self._end < _STAGING_BYTES:
+            if not self._lookout.soon(self._socket.fileno()):
                 return None
             try:
                 count = self._socket.recv_into(self._staging[self._end :])
@@ -120,6 +111,26 @@ class Wire:
             if not count:
                 return None  # `receive` says so
             self._end += count
+        return frame
+
+    def staged(self) -> tuple[Any, memoryview] | None:
+        """The next frame, if all of it has been received already and nobody is receiving it."""
+        staged = self._staging[self._start : self._end]
+        if not self._is_between_frames or len(staged) < _LENGTHS.size:
+            return None
+        header_bytes, payload_bytes = self._checked(staged[: _LENGTHS.size])
+        head_bytes = _LENGTHS.size + header_bytes
+        if len(staged) < head_bytes + payload_bytes:
+            return None
+        header = _unpacked(staged[_LENGTHS.size : head_bytes])
+        self._start += head_bytes + payload_bytes
+        if self._start == self._end:
+            self._start = self._end = 0
+        return header, staged[head_bytes : head_bytes + payload_bytes]
+
+    @property
+    def _is_between_frames(self) -> bool:
+        return not (self._in_frame or self._payload_bytes or self.closed)
 
     def _checked(self, lengths: bytes | memoryview) -> tuple[int, int]:
         header_bytes, payload_bytes = _LENGTHS.unpack(lengths)
