@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import trio
+
 from gridfs import config, logs
 from gridfs.errors import GridfsError
-from gridfs.stream import lookout
+from gridfs.stream.lookout import looking_out
 from gridfs.types import Address, Endpoints
 from mount.options import Options, parse_options
 from mount.session import serve
@@ -115,8 +117,12 @@ def _serve(mountpoint: str, endpoints: Endpoints, options: Options, handoff: Pat
         config.write_private(pid_file, f"{os.getpid()}\n".encode())
         tell()
 
+    async def looking_for_requests() -> None:
+        with looking_out():
+            await serve(mountpoint, endpoints, options, mounted)
+
     try:
-        lookout.run(serve, mountpoint, endpoints, options, mounted)
+        trio.run(looking_for_requests)
     except* GridfsError as errors:
         raise GridfsError(str(errors.exceptions[0])) from None
     finally:

@@ -12,8 +12,9 @@ import os
 import select
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import trio
 
@@ -81,10 +82,6 @@ class Lookout(trio.abc.Instrument):
     def _look(self) -> list[tuple[int, int]]:
         return self._epoll.poll(0, 1)
 
-    def before_run(self) -> None:
-        """See trio.abc.Instrument."""
-        _here.lookout = self
-
     def before_io_wait(self, timeout: float) -> None:
         """See trio.abc.Instrument: for `timeout` seconds, which may be none, no task can run."""
         self._looped_s = time.perf_counter()
@@ -97,9 +94,8 @@ class Lookout(trio.abc.Instrument):
             now_s = time.perf_counter()
             self._is_short, self._looped_s = now_s - self._looped_s < SHORT_S, now_s
 
-    def after_run(self) -> None:
-        """See trio.abc.Instrument."""
-        _here.lookout = None
+    def close(self) -> None:
+        """Look at nothing any more."""
         self._epoll.close()
 
 
@@ -108,6 +104,17 @@ def here() -> Lookout | None:
     return getattr(_here, "lookout", None)
 
 
-def run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    """trio.run with a lookout."""
-    return trio.run(main, *arguments, instruments=[Lookout()])
+@contextmanager
+def looking_out() -> Iterator[None]:
+    """Give the loop that runs this a lookout for the length of the context, unless it has one."""
+    if here() is not None:
+        yield
+        return
+    lookout = _here.lookout = Lookout()
+    trio.lowlevel.add_instrument(lookout)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(lookout)
+        _here.lookout = None
+        lookout.close()

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from gridfs.stream import lookout
-from gridfs.stream.lookout import BUSY_S, CROWDED_S, Lookout, Spinner
+from gridfs.stream.lookout import BUSY_S, CROWDED_S, Lookout, Spinner, looking_out
 
 LATER_S = 20e-6
 
@@ -35,10 +35,10 @@ def looked_out(main: Callable[[], Awaitable[None]]) -> None:
     with_limit_s = 10.0
 
     async def limited() -> None:
-        with trio.fail_after(with_limit_s):
+        with looking_out(), trio.fail_after(with_limit_s):
             await main()
 
-    lookout.run(limited)
+    trio.run(limited)
 
 
 def write_later(fd: int) -> threading.Timer:

@@ -13,8 +13,8 @@ import trio
 import trio.lowlevel
 
 from gridfs.errors import ConnectionLost, FilesystemError
-from gridfs.stream import lookout
 from gridfs.stream.connection import Connection, Reply
+from gridfs.stream.lookout import looking_out
 from gridfs.stream.wire import Wire
 
 STAGING_BYTES = 64 << 10
@@ -32,7 +32,7 @@ def with_connection(main: Callable[[Connection, socket.socket], Awaitable[None]]
 
     async def run() -> None:
         ours, theirs = socket.socketpair()
-        with theirs, trio.fail_after(20):
+        with theirs, looking_out(), trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 connection = Connection(Wire(ours), {})
                 await nursery.start(connection.run)
@@ -40,7 +40,7 @@ def with_connection(main: Callable[[Connection, socket.socket], Awaitable[None]]
                 await main(connection, theirs)
                 nursery.cancel_scope.cancel()
 
-    lookout.run(run)
+    trio.run(run)
 
 
 def test_a_reply_that_is_there_is_taken_in_without_yielding() -> None:

@@ -27,6 +27,7 @@ from gridfs.meta.service import MetaService
 from gridfs.meta.store import Store
 from gridfs.meta.thin import ThinClient
 from gridfs.stream.endpoint import Endpoint
+from gridfs.stream.lookout import looking_out
 from gridfs.types import Address, ChunkId, Endpoints, NodeSample, PlacementMap, PlacementNode
 from gridfs.vfs.budget import LIMITS, Limits
 from gridfs.vfs.filesystem import Caller, Filesystem
@@ -205,10 +206,11 @@ async def running(
 ) -> AsyncIterator[Cluster]:
     """A cluster for the length of the context; its invariants are asserted at the end.
 
-    With `interposed` a proxy stands before each chunk server, for `tests.vfs.faults`.
+    With `interposed` a proxy stands before each chunk server, for `tests.vfs.faults`. The loop has a lookout, as a mount's.
     """
-    async with trio.open_nursery() as nursery:
-        cluster = Cluster(directory, nursery, nodes, capacity_bytes, interposed)
-        yield cluster
-        cluster.check()
-        nursery.cancel_scope.cancel()
+    with looking_out():
+        async with trio.open_nursery() as nursery:
+            cluster = Cluster(directory, nursery, nodes, capacity_bytes, interposed)
+            yield cluster
+            cluster.check()
+            nursery.cancel_scope.cancel()
