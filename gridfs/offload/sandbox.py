@@ -5,9 +5,9 @@ nothing, and closes nothing that Python would close again.
 
 As root, a job's processes are in a PID namespace of their own: they see and signal each other alone, and all of them die when
 the first one does, however they detached themselves. In a mount namespace of their own they have a /proc that shows just them,
-and a private directory in memory. They run as the submitter, can gain no privilege, and the kernel's OOM killer takes them
-first. Where the kernel refuses namespaces, or without root, they are found by who started whom, which a process of the
-service's own user can evade by killing the one that keeps count.
+a private directory in memory, and a /dev/shm of their own. They run as the submitter, can gain no privilege, and the kernel's
+OOM killer takes them first. Where the kernel refuses namespaces, or without root, they are found by who started whom, which a
+process of the service's own user can evade by killing the one that keeps count.
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ def keep_count(separated: bool, place: Place) -> None:
     if separated and _libc.unshare(_CLONE_NEWNS) == 0:
         _mount(None, "/", None, _MS_REC | _MS_SLAVE)
         _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-        owner = f"uid={place.submitter.uid},gid={place.submitter.gid}"
-        _mount("job", place.directory, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={place.memory_bytes},mode=0700,{owner}")
+        owner = f"mode=0700,uid={place.submitter.uid},gid={place.submitter.gid}"
+        for own in (place.directory, "/dev/shm"):  # the node's has the object store in it, and is not to be filled
+            _mount("job", own, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={place.memory_bytes},{owner}")
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:

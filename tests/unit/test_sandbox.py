@@ -113,6 +113,20 @@ def ready(write: Write) -> None:
 
 
 @needs_root
+def test_its_shared_memory_is_its_own_and_limited() -> None:
+    """The node's has the object store in it."""
+    made = Path(f"/dev/shm/gridfs-test-{os.getpid()}")
+
+    def look() -> list[Any]:
+        return [os.listdir("/dev/shm"), made.write_text("by it")]
+
+    assert seen(look, OTHER) == [[], 5]
+    assert not made.exists()
+    assert "No space left" in run(lambda _: made.write_bytes(bytes(9 * MIB)) and None, OTHER, Limits(20.0, 8 * MIB))[1].error
+    assert not made.exists()
+
+
+@needs_root
 def test_it_sees_its_own_processes_alone() -> None:
     assert seen(lambda: sorted(int(name) for name in os.listdir("/proc") if name.isdigit()), OTHER) == [1, 2]
 
