@@ -120,9 +120,12 @@ def test_its_shared_memory_is_its_own_and_limited() -> None:
     def look() -> list[Any]:
         return [os.listdir("/dev/shm"), made.write_text("by it")]
 
+    def fill(_: Write) -> None:
+        made.write_bytes(bytes(9 * MIB))
+
     assert seen(look, OTHER) == [[], 5]
     assert not made.exists()
-    assert "No space left" in run(lambda _: made.write_bytes(bytes(9 * MIB)) and None, OTHER, Limits(20.0, 8 * MIB))[1].error
+    assert "No space left" in run(fill, OTHER, Limits(20.0, 8 * MIB))[1].error
     assert not made.exists()
 
 
