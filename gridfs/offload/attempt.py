@@ -19,7 +19,7 @@ from gridfs.offload import command, work
 from gridfs.offload.gateway import Gateway
 from gridfs.offload.job import KEPT_OUTPUT_BYTES, Job
 from gridfs.offload.process import Child, Limits
-from gridfs.offload.source import BytesLostError, Source, chunk_count
+from gridfs.offload.source import BytesLostError, Source
 from gridfs.offload.writer import OutputFile
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class Attempt:
         self._told["partials"] = told
 
     def _map_some(self, runs: Runs, held: Mapping[int, memoryview], share: int) -> list[bytes]:
-        source, what, last = self._source(runs, held), work.of(self.job, self._host), chunk_count(self.job.input)
+        source, what, last = self._source(runs, held), work.of(self.job, self._host), self.job.input.chunk_count
         partials: list[bytes] = []
 
         def run(number: int, first: int, end: int) -> work.Run:
@@ -210,7 +210,7 @@ class Attempt:
 
     def _whole(self) -> None:
         """The result over all bytes, in order."""
-        runs = [(0, chunk_count(self.job.input))]
+        runs = [(0, self.job.input.chunk_count)]
         source = self._source(runs, self._held_of(runs))
         if self.job.request.kind == "command":
             self._command(source)

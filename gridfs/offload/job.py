@@ -76,6 +76,11 @@ class Input:
     chunks: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Chunk index -> the servers that hold it. One that is missing is a hole."""
 
+    @property
+    def chunk_count(self) -> int:
+        """Of the whole file, holes included."""
+        return -(-self.size // CHUNK_SIZE_BYTES)
+
     def length(self, index: int) -> int:
         """How many bytes of the file lie in that chunk."""
         return max(0, min(CHUNK_SIZE_BYTES, self.size - index * CHUNK_SIZE_BYTES))

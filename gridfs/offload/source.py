@@ -70,11 +70,6 @@ def parts(input_: Input, first: int, end: int, held: Mapping[int, memoryview]) -
     return [Part(index, input_.length(index), held.get(index), input_.chunks.get(index, ())) for index in range(first, end)]
 
 
-def chunk_count(input_: Input) -> int:
-    """How many chunks the input has, holes included."""
-    return -(-input_.size // CHUNK_SIZE_BYTES)
-
-
 def held_here(host: str, job: int) -> dict[int, memoryview]:
     """Chunk index -> the bytes that this host's chunk server holds of the job's input, in the object store's own memory.
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gridfs.config import CHUNK_SIZE_BYTES, MIB, format_size
+from gridfs.config import MIB, format_size
 from gridfs.errors import GridfsError
 from gridfs.offload.job import Input
 from scheduler.pressure import Level
@@ -135,7 +135,7 @@ def _split(source: Input, living: dict[str, NodeView]) -> dict[str, list[Run]]:
     holders = {server for servers in source.chunks.values() for server in servers if server in living}
     share = source.size // max(1, len(holders))
     previous = ""
-    for index in range(-(-source.size // CHUNK_SIZE_BYTES)):
+    for index in range(source.chunk_count):
         servers = [server for server in source.chunks.get(index, ()) if server in living]
         cool = [server for server in servers if living[server].level is not Level.HOT] or servers
         if not cool:
@@ -182,7 +182,7 @@ def _whole(source: Input, memory_bytes: int, living: dict[str, NodeView], busy: 
     chosen = next(near, None)
     if chosen is None:
         return Wait(frozenset({best.host}))
-    part = Part(chosen.host, chosen.server, ((0, -(-source.size // CHUNK_SIZE_BYTES)),))
+    part = Part(chosen.host, chosen.server, ((0, source.chunk_count),))
     return Plan("whole", (part,), _why(source, chosen, held, living, is_roomy=bool(roomy)))
 
 

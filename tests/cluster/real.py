@@ -104,7 +104,7 @@ class Real:
 
     def actor_processes(self, host: str, name: str) -> list[psutil.Process]:
         """The processes of actors of class `name` on that host."""
-        return [process for process in self.processes(host) if _command(process)[:1] == [f"ray::{name}"]]
+        return [process for process in self.processes(host) if command_line(process)[:1] == [f"ray::{name}"]]
 
     def process(self, host: str, pid: int) -> psutil.Process:
         """The process that has this number on its own node."""
@@ -149,7 +149,7 @@ def _numbers(process: psutil.Process) -> list[int]:
     return [int(number) for line in lines if line.startswith("NSpid:") for number in line.split()[1:]]
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     """Its command line; empty once it has ended."""
     try:
         return process.cmdline()

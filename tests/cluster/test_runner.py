@@ -26,7 +26,7 @@ from gridfs.offload.job import Input, Job, Output, Request, Submitter
 from gridfs.offload.runner import THREADS, Runner
 from gridfs.stream.standing import standing
 from gridfs.vfs.filesystem import Filesystem
-from tests.cluster.real import WORKERS, Real, read_all, until, write_fsynced, write_on_every_worker
+from tests.cluster.real import WORKERS, Real, command_line, read_all, until, write_fsynced, write_on_every_worker
 
 LATE_S = 10.0
 """Far less than what a cancelled job would go on for."""
@@ -99,15 +99,7 @@ class Runners:
     def processes(self, program: str) -> list[psutil.Process]:
         """Those on the workers that run a program of that name."""
         processes = (process for host in WORKERS for process in self.real.processes(host))
-        return [process for process in processes if _command(process).split(" ")[0] == program]
-
-
-def _command(process: psutil.Process) -> str:
-    """Its command line; empty once it has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
+        return [process for process in processes if command_line(process)[:1] == [program]]
 
 
 async def hold(real: Real, filesystem: Filesystem, name: bytes, job: int) -> Input:

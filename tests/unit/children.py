@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,19 @@ def is_pipe(fd: str) -> bool:
         return ":" in os.readlink(f"/proc/self/fd/{fd}")
     except OSError:  # the listing's own
         return False
+
+
+def detach_daemon() -> bytes:
+    """In a child: start a process that leaves session and parent, and stays; what it says once it has."""
+    out, into = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(into, b"daemon")
+            while True:
+                signal.pause()
+        os._exit(0)
+    return os.read(out, 6)
 
 
 def run(work: Work, submitter: Submitter = ME, limits: Limits = LIMITS, **options: Any) -> tuple[list[bytes], Ending, str]:

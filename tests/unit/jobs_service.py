@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from gridfs.errors import FilesystemError
@@ -275,3 +276,10 @@ async def running(directory: Path) -> AsyncIterator[Jobs]:
 
 whole = partial(source, ["a-1"])
 """A file that is on node a alone."""
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+    """`running` in the test's directory."""
+    async with running(tmp_path) as jobs:
+        yield jobs

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,24 +9,16 @@ import trio
 import trio.testing
 
 from gridfs.config import GIB
-from gridfs.errors import FilesystemError, GridfsError
+from gridfs.errors import GridfsError
 from gridfs.offload.job import Output
 from scheduler.jobs import dispatch
 from tests.unit.jobs import ALICE, node, request, source, told
-from tests.unit.jobs_service import Jobs, running, until, whole
+from tests.unit.jobs_service import Jobs, jobs, until, whole
+
+__all__ = ["jobs"]
 
 LOST = "is lost"
 OUTPUT = Output(1, b"out", "/out")
-
-
-@pytest.fixture
-async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
-    async with running(tmp_path) as jobs:
-        yield jobs
-
-
-def refused(error: FilesystemError) -> str | None:
-    return errno.errorcode[error.errno or 0]
 
 
 # -- cancelled -------------------------------------------------------------------------------------------------------

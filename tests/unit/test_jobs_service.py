@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +17,12 @@ from gridfs.offload.job import Output
 from scheduler.jobs import dispatch, service
 from scheduler.pressure import Level
 from tests.unit.jobs import ALICE, BOB, request, source, told
-from tests.unit.jobs_service import Jobs, running, until, whole
+from tests.unit.jobs_service import Jobs, jobs, until, whole
+
+__all__ = ["jobs"]
 
 LOST = "is lost"
 OUTPUT = Output(1, b"out", "/out")
-
-
-@pytest.fixture
-async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
-    async with running(tmp_path) as jobs:
-        yield jobs
 
 
 def refused(error: FilesystemError) -> str | None:

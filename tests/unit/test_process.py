@@ -22,7 +22,7 @@ from gridfs.offload import directory, group, pipes, usage
 from gridfs.offload.job import KEPT_OUTPUT_BYTES
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LATE_S, LIMITS, ME, leaves_nothing, left, needs_group, run
+from tests.unit.children import LATE_S, LIMITS, ME, detach_daemon, leaves_nothing, left, needs_group, run
 
 __all__ = ["leaves_nothing"]
 
@@ -200,18 +200,7 @@ def test_cancelling_ends_what_ignores_signals() -> None:
 
 
 def test_whatever_it_left_running_ends_with_it() -> None:
-    def work(write: Write) -> None:
-        out, into = os.pipe()
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                os.write(into, b"daemon")
-                while True:
-                    signal.pause()
-            os._exit(0)
-        write(os.read(out, 6))
-
-    pieces, ending, _ = run(work)
+    pieces, ending, _ = run(lambda write: write(detach_daemon()))
     assert (pieces, ending.exit_code) == ([b"daemon"], 0)
 
 

@@ -18,7 +18,7 @@ from gridfs.offload import group, keeper, sandbox, usage
 from gridfs.offload.job import Submitter
 from gridfs.offload.pipes import Buffer
 from gridfs.offload.process import Child, Limits
-from tests.unit.children import LIMITS, ME, OTHER, PREFIX, as_user, leaves_nothing, needs_group, needs_root, run
+from tests.unit.children import LIMITS, ME, OTHER, PREFIX, as_user, detach_daemon, leaves_nothing, needs_group, needs_root, run
 
 __all__ = ["leaves_nothing"]
 
@@ -216,15 +216,7 @@ def test_a_service_that_is_not_root_runs_its_own_users_jobs_alone() -> None:
 @needs_root
 def test_without_root_what_detaches_itself_ends_too() -> None:
     def daemon(write: Write) -> None:
-        out, into = os.pipe()
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                os.write(into, b"daemon")
-                while True:
-                    signal.pause()
-            os._exit(0)
-        write(os.read(out, 6))
+        write(detach_daemon())
         signal.pause()
 
     def cancelled() -> list[str]:

@@ -12,7 +12,7 @@ import trio
 
 from gridfs.config import CHUNK_SIZE_BYTES
 from gridfs.offload.job import Input
-from gridfs.offload.source import AHEAD_PIECES, PIECE_BYTES, BytesLostError, Source, chunk_count
+from gridfs.offload.source import AHEAD_PIECES, PIECE_BYTES, BytesLostError, Source
 from gridfs.vfs.filesystem import Filesystem
 from tests.vfs.cluster import Cluster
 from tests.vfs.faults import Kind, faulty
@@ -24,7 +24,7 @@ CONTENT = b"".join(bytes([number]) * CHUNK_SIZE_BYTES for number in range(1, 5))
 
 def whole(input_: Input) -> list[tuple[int, int]]:
     """One run of all chunks."""
-    return [(0, chunk_count(input_))]
+    return [(0, input_.chunk_count)]
 
 
 def read(source: Source, number: int = 0) -> bytes:
