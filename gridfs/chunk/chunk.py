@@ -14,6 +14,7 @@ from gridfs.chunk.packs import Pack
 from gridfs.chunk.patch import Patch
 from gridfs.chunk.pool import Buffer
 from gridfs.errors import FilesystemError
+from gridfs.lock import Promptly
 from gridfs.types import ChunkId
 
 State = Literal["good", "bad", "open", "missing"]
@@ -80,7 +81,7 @@ class Chunk:
         """Hold the lock."""
         lock = self.lock = self.lock or trio.Lock()
         try:
-            async with lock:
+            async with Promptly(lock):
                 yield
         finally:
             if self.lock is lock and not lock.locked():

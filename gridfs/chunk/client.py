@@ -235,7 +235,8 @@ class ChunkClient:
         arguments: tuple[Any, ...] = ()
         if others:
             arguments = (None, [link.node.address for link in others])
-        return connection.submit("write", *chunk_id, offset, charge_bytes, *arguments, payload=data, callback=callback)
+        arguments = (*chunk_id, offset, charge_bytes, *arguments)
+        return connection.submit("write", *arguments, payload=data, callback=callback, may_wait=True)
 
     def candidates(self, servers: Sequence[str]) -> list[tuple[str, float]]:
         """Whom to ask for a chunk that `servers` hold, and for how long (seconds) before the next is asked.

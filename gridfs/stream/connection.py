@@ -26,8 +26,10 @@ _LOCAL_TIMEOUT_S = 1.0
 _CHECK_INTERVAL_S = 1.0
 PENDING_MAX = 1 << 16
 """Requests without a reply on one connection; callers have far tighter bounds of their own."""
-_BATCH_BUFFERS = 64
+_BATCH_BUFFERS = 256
 """Handed to one sendmsg(2); the system allows 1024."""
+_GATHERED_MAX_BYTES = 64 << 10
+"""A larger payload is worth a sendmsg(2) of its own."""
 _NO_ROOM = memoryview(bytearray())
 
 
@@ -82,10 +84,10 @@ class Reply:
 class Connection:
     """An authenticated stream to a server.
 
-    State: `_pending` (requests in the order sent) and `_unsent` (what the kernel would not take yet) change only in
-    `submit` and in the two tasks of `run`, none of which awaits between reading and changing them. Whoever starts `run`
-    owns those tasks: the connection ends with them, or by `close`, or when a reply is overdue; then every pending request
-    fails with ConnectionLost, and so does every later one.
+    State: `_pending` (requests in the order sent) and `_unsent` (what the kernel would not take yet, or has not been handed)
+    change only in `submit`, in `Reply.look` and in the two tasks of `run`, none of which awaits between reading and changing
+    them. Whoever starts `run` owns those tasks: the connection ends with them, or by `close`, or when a reply is overdue;
+    then every pending request fails with ConnectionLost, and so does every later one.
     """
 
     def __init__(self, wire: Wire, greeting: Identity, reply_timeout_s: float | None = None) -> None:
@@ -93,6 +95,8 @@ class Connection:
         self._reply_timeout_s = REPLY_TIMEOUT_S if reply_timeout_s is None else reply_timeout_s
         self._pending: deque[Reply] = deque()
         self._unsent: list[Buffer] = []
+        self._is_full = False
+        """The kernel has not taken all that it was handed last."""
         self._more_to_send = trio.Event()
         self._numbers = 0
         self._heard_s = 0.0
@@ -134,11 +138,14 @@ class Connection:
         payload: Buffer = b"",
         into: memoryview | None = None,
         callback: Callable[[Reply], None] | None = None,
+        may_wait: bool = False,
     ) -> Reply:
         """Send a request; on one connection the server carries requests out in the order they were submitted.
 
         `payload` must not change until the reply is there. `into` gets the reply's payload; one that does not fit is an
-        error. `callback` runs when the reply is settled, and must neither raise nor block.
+        error. `callback` runs when the reply is settled, and must neither raise nor block. A small request that `may_wait` goes
+        out together with those that follow, if the server has others to answer before: with the first that may not wait,
+        or once somebody waits for a reply or the loop's other tasks have their turn.
         """
         if self._lost:
             raise ConnectionLost(str(self._lost)) from self._lost
@@ -149,18 +156,24 @@ class Connection:
         buffers: list[Buffer] = [pack_frame([self._numbers, method, arguments], len(payload))]
         if len(payload):
             buffers.append(payload)
+        gathers = may_wait and self._pending and len(payload) <= _GATHERED_MAX_BYTES
         self._pending.append(reply)
-        if self._unsent:
-            self._unsent += buffers
-            return reply
-        try:
-            self._unsent = self._wire.send_now(buffers)
-        except ConnectionLost as lost:
-            self.close(lost)
-            return reply
+        self._unsent += buffers
+        if not (gathers or self._is_full):
+            self._send_now()
         if self._unsent:
             self._more_to_send.set()
         return reply
+
+    def _send_now(self) -> None:
+        """Hand the kernel what it takes of what is unsent, some of it if that is much."""
+        batch, rest = self._unsent[:_BATCH_BUFFERS], self._unsent[_BATCH_BUFFERS:]
+        try:
+            left = self._wire.send_now(batch)
+        except ConnectionLost as lost:
+            self.close(lost)
+        else:
+            self._unsent, self._is_full = left + rest, bool(left)
 
     async def call(self, method: str, *arguments: Any, payload: Buffer = b"", into: memoryview | None = None) -> Any:
         """`submit`, and wait for the result."""
@@ -184,9 +197,9 @@ class Connection:
             await self._more_to_send.wait()
             self._more_to_send = trio.Event()
             while self._unsent:
-                await self._wire.writable()
-                batch, rest = self._unsent[:_BATCH_BUFFERS], self._unsent[_BATCH_BUFFERS:]
-                self._unsent = self._wire.send_now(batch) + rest
+                self._send_now()
+                if self._is_full:
+                    await self._wire.writable()
 
     async def _receive_replies(self) -> None:
         while True:
@@ -201,6 +214,8 @@ class Connection:
 
         The receiver waits for the kernel, and would not see what has been taken from there.
         """
+        if self._unsent and not self._is_full:
+            self._send_now()
         if not self._is_quick:
             return
         try:

@@ -15,6 +15,7 @@ import trio
 
 from gridfs.buffers import Buffer
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
+from gridfs.lock import Promptly
 from gridfs.stream import local
 from gridfs.stream.handshake import Identity, challenge_client
 from gridfs.stream.wire import Wire, pack_frame
@@ -147,6 +148,7 @@ class Endpoint:
             async with trio.open_nursery() as nursery:
                 answers = _Answers(wire)
                 nursery.start_soon(answers.send_later_ones)
+                nursery.start_soon(answers.send_gathered)
                 while True:
                     (number, method, arguments), peer.payload_bytes = await wire.receive()
                     request = partial(self._carry_out, peer, method, arguments)
@@ -163,18 +165,29 @@ class _Answers:
     """The answers of one connection, in order.
 
     One goes out at once, in the task that has carried out its request, unless one that comes later is before it: then
-    `send_later_ones` sends it, in its turn. `_unsent` counts what that task has not sent yet.
+    `send_later_ones` sends it, in its turn. `_unsent` counts what that task has not sent yet. And a short one to a request that
+    has the next already behind it is gathered: it goes out with the next that is not, or as soon as that task has to wait for
+    anything, by `send_gathered`. Who holds `_sending` sends, and what was gathered before its own.
     """
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self._sending = trio.Lock()
+        self._gathered: list[Buffer] = []
+        """Frames, bounded by the requests that fit into a wire's staging buffer."""
+        self._has_gathered = trio.Event()
         self._unsent = 0
         self._put, self._take = trio.open_memory_channel[tuple[int, int, Answer]](LATER_MAX)
 
     async def give(self, number: int, code: int, answer: Answer) -> None:
-        """Send the answer, or queue it; waits while LATER_MAX are queued. Raises ConnectionLost."""
+        """Send the answer, gather or queue it; waits while LATER_MAX are queued. Raises ConnectionLost."""
         if answer.later is None and not self._unsent:
-            await self._send(number, code, answer)
+            if answer.payload or not self._wire.has_staged:
+                await self._send(number, code, answer)
+            else:
+                self._gathered.append(pack_frame([number, code, answer.result]))
+                self._has_gathered.set()
+                _let_go(answer)
             return
         self._unsent += 1
         try:
@@ -200,9 +213,22 @@ class _Answers:
     async def _send(self, number: int, code: int, answer: Answer) -> None:
         try:
             head = pack_frame([number, code, answer.result], sum(map(len, answer.payload)))
-            await self._wire.send([head, *answer.payload])
+            async with Promptly(self._sending):
+                await self._wire.send([*self._take_gathered(), head, *answer.payload])
         finally:
             _let_go(answer)
+
+    async def send_gathered(self) -> None:
+        """Send what was gathered, whenever it is this task's turn, until cancelled. Raises ConnectionLost."""
+        while True:
+            await self._has_gathered.wait()
+            self._has_gathered = trio.Event()
+            async with Promptly(self._sending):
+                await self._wire.send(self._take_gathered())
+
+    def _take_gathered(self) -> list[Buffer]:
+        gathered, self._gathered = self._gathered, []
+        return gathered
 
 
 def _let_go(answer: Answer) -> None:

@@ -20,6 +20,8 @@ PAYLOAD_MAX_BYTES = 64 << 20
 _STAGING_BYTES = 64 << 10
 _FAIRNESS_BYTES = 4 << 20
 """After receiving this much without ever having to wait, a task lets others run."""
+_FRAME_COST_BYTES = 128 << 10
+"""What a frame counts as in that, beside its payload: carrying it out takes as long as copying so much, some 50 us."""
 
 
 def pack_frame(header: Any, payload_bytes: int = 0) -> bytes:
@@ -84,6 +86,7 @@ class Wire:
         """The next frame's header, and how many payload bytes follow: they must be taken before the next `receive`."""
         if self._payload_bytes:
             await self.discard_payload()
+        self._unyielded_bytes += _FRAME_COST_BYTES
         header_bytes, payload_bytes = self._checked(await self._take(_LENGTHS.size))
         self._in_frame = True
         header = _unpacked(await self._take(header_bytes))
@@ -115,18 +118,30 @@ class Wire:
 
     def staged(self) -> tuple[Any, memoryview] | None:
         """The next frame, if all of it has been received already and nobody is receiving it."""
-        staged = self._staging[self._start : self._end]
-        if not self._is_between_frames or len(staged) < _LENGTHS.size:
+        lengths = self._staged_lengths()
+        if lengths is None:
             return None
-        header_bytes, payload_bytes = self._checked(staged[: _LENGTHS.size])
+        header_bytes, payload_bytes = lengths
         head_bytes = _LENGTHS.size + header_bytes
-        if len(staged) < head_bytes + payload_bytes:
-            return None
+        staged = self._staging[self._start : self._start + head_bytes + payload_bytes]
         header = _unpacked(staged[_LENGTHS.size : head_bytes])
-        self._start += head_bytes + payload_bytes
+        self._start += len(staged)
         if self._start == self._end:
             self._start = self._end = 0
-        return header, staged[head_bytes : head_bytes + payload_bytes]
+        return header, staged[head_bytes:]
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether all of the next frame has been received already: `receive` is going to return at once."""
+        return self._staged_lengths() is not None
+
+    def _staged_lengths(self) -> tuple[int, int] | None:
+        """Of the next frame's header and payload, if all of both are in the staging buffer and nobody is receiving them."""
+        staged_bytes = self._end - self._start
+        if not self._is_between_frames or staged_bytes < _LENGTHS.size:
+            return None
+        header_bytes, payload_bytes = self._checked(self._staging[self._start : self._start + _LENGTHS.size])
+        return (header_bytes, payload_bytes) if staged_bytes >= _LENGTHS.size + header_bytes + payload_bytes else None
 
     @property
     def _is_between_frames(self) -> bool:

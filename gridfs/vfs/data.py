@@ -15,6 +15,7 @@ from gridfs.buffers import Buffer
 from gridfs.chunk.client import ChunkClient
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.errors import FilesystemError
+from gridfs.lock import Promptly
 from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.offload.job import Input
@@ -106,7 +107,7 @@ class Data:
             raise FilesystemError(errno.EFBIG)
         await self._meta.readable()
         handle.wrote = True
-        async with handle.file.lock:
+        async with Promptly(handle.file.lock):
             if handle.file.ino in self._uncut:
                 await self._cut_what_is_left(handle.file.ino)
             return await self._writeback.write(handle.file, offset, data, self._clock_ns())

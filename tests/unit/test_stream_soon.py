@@ -13,12 +13,19 @@ import trio
 import trio.lowlevel
 
 from gridfs.errors import ConnectionLost, FilesystemError
+from gridfs.stream import lookout
 from gridfs.stream.connection import Connection, Reply
 from gridfs.stream.lookout import looking_out
 from gridfs.stream.wire import Wire
 
 STAGING_BYTES = 64 << 10
 LENGTHS = struct.Struct(">II")
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take the processor away for longer than a loop otherwise goes on looking."""
+    monkeypatch.setattr(lookout, "BUSY_S", 10.0)
 
 
 def frame(number: int, result: object, payload: bytes = b"", code: int = 0) -> bytes:
