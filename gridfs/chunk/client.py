@@ -209,6 +209,11 @@ class ChunkClient:
             link = self._links[server] = NodeLink(node, self._secret, self._identity, self._nursery)
         return link
 
+    def connected(self, kind: str, servers: Sequence[str]) -> list[NodeLink]:
+        """The links to these servers, if a connection of this kind stands to each of them; else none."""
+        links = [link for server in servers if (link := self._links.get(server)) is not None and link.ready(kind)]
+        return links if len(links) == len(servers) else []
+
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     def write(

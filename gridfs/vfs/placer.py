@@ -38,6 +38,8 @@ class Placer:
 
         Raises ENOSPC, and EIO when every server that held the chunk is lost.
         """
+        if (space := self._at_hand(file, piece)) is not None:
+            return space
         since_s = trio.current_time()
         while True:
             space = await self._look(file, piece)
@@ -49,6 +51,13 @@ class Placer:
         if space is None:
             raise FilesystemError(errno.ENOSPC, "no node has room")
         return space
+
+    def _at_hand(self, file: File, piece: Piece) -> Space | None:
+        """Space for a piece that makes its chunk no longer, if all who hold that are connected: there is nothing to take."""
+        if piece.offset + piece.length > file.chunk_lengths.get(piece.index, 0):
+            return None
+        links = self._chunks.connected(WRITE, self._meta.table.directory.servers(file.ino, piece.index))
+        return Space(links, [], piece.length, 0) if links else None
 
     async def withdraw(self, ino: int, index: int, failed: Collection[str]) -> Servers:
         """Have these copies not be read any more, as they lack what was written last; returns who is left.
