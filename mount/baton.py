@@ -21,6 +21,7 @@ import trio
 
 from gridfs.stream import lookout
 from gridfs.stream.lookout import BUSY_S, Spinner
+from mount.greeting import Greeting
 
 SPIN_S = 40e-6
 """The next request of a program that waits for each is there after 10 to 30 us. Nothing else is looked at meanwhile."""
@@ -65,7 +66,9 @@ class Baton:
 class Device:
     """Waits for the device: what pyfuse3 uses of trio.lowlevel. Used by one task at a time, the one with the baton."""
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: Greeting | None = None) -> None:
+        """`greeting` comes before all other requests."""
+        self._greeting = greeting
         self._poll = select.poll()
         self._fd = -1
         self._spinner = Spinner()
@@ -79,6 +82,10 @@ class Device:
 
     async def wait_readable(self, fd: int) -> None:
         """Return once the device has a request; without yielding if it has one now or soon, but for every BUSY_S."""
+        if self._greeting is not None:
+            if self._greeting.is_to_be_read():
+                return
+            self._greeting = None
         if self._fd != fd:
             self._fd = fd
             self._poll.register(fd, select.POLLIN)
@@ -102,13 +109,13 @@ class _Trio:
 
     Lock = Baton
 
-    def __init__(self) -> None:
-        self.lowlevel = Device()
+    def __init__(self, greeting: Greeting | None) -> None:
+        self.lowlevel = Device(greeting)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
 
 
-def install() -> None:
+def install(greeting: Greeting | None = None) -> None:
     """Have pyfuse3's tasks wait like this from now on. Before `pyfuse3.main`; once in a process, like all of pyfuse3."""
-    pyfuse3.trio = _Trio()  # type: ignore[attr-defined]
+    pyfuse3.trio = _Trio(greeting)  # type: ignore[attr-defined]

@@ -167,7 +167,7 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         changes = {name: getattr(attr, f"st_{name}") for name in _CHANGES if getattr(fields, _CHANGES[name])}
-        return self._entry(await self._filesystem.change(ino, **changes))
+        return self._entry(await self._filesystem.change(ino, clears_setuid=ctx.uid != 0, **changes))
 
     @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -216,7 +216,7 @@ class Operations(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         attributes = await self._filesystem.make(_caller(ctx), parent, name, stat.S_IFREG | stat.S_IMODE(mode))
-        fh = await self._filesystem.open(attributes.ino, flags & ~os.O_TRUNC)
+        fh = await self._filesystem.open(attributes.ino, flags & ~os.O_TRUNC, clears_setuid=ctx.uid != 0)
         return self._opened(attributes.ino, fh), self._entry(attributes)
 
     @answers_errno
@@ -225,7 +225,7 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._filesystem.data.write(fh, off, buf)
+        return await self._filesystem.write(fh, off, buf)
 
     @answers_errno
     async def flush(self, fh: int) -> None:

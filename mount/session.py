@@ -23,6 +23,7 @@ from gridfs.offload.client import JobsClient
 from gridfs.types import Endpoints
 from gridfs.vfs.filesystem import Filesystem
 from mount import baton, device
+from mount.greeting import Greeting
 from mount.kernel import KernelCache
 from mount.operations import Operations
 from mount.options import TASKS_MIN, Options
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
 """The kernel then asks for 1 MiB at a time instead of 128 KiB: twice the throughput of sequential reads."""
-_READ_AHEAD_TRIES, _READ_AHEAD_INTERVAL_S = 25, 0.2
 SETTLE_TIMEOUT_S = 50.0
 """Shorter than the patience of 'gridfs umount' (60 s), which would otherwise give up before we can say what was lost."""
 _TASKS_SHARE_OF_JOBS = 2
@@ -58,7 +58,6 @@ async def serve(mountpoint: str, endpoints: Endpoints, options: Options, mounted
             filesystem, jobs = await _attach(mountpoint, endpoints, options, nursery)
             unmount = _mount(filesystem, jobs, mountpoint, options.flags)
             nursery.start_soon(_end_on_signal)
-            nursery.start_soon(_hold_read_ahead, mountpoint)
             try:
                 mounted()
                 await pyfuse3.main(TASKS_MIN, options.tasks)
@@ -99,13 +98,14 @@ def _spare_the_collector() -> None:
 def _mount(filesystem: Filesystem, jobs: JobsClient, mountpoint: str, flags: frozenset[str]) -> Callable[[], None]:
     """Mount; returns what unmounts."""
     fuse_options = {"fsname=gridfs", "subtype=gridfs", "default_permissions", *flags}
-    served, unmount = mountpoint, functools.partial(pyfuse3.close, unmount=True)
+    served, unmount, greeting = mountpoint, functools.partial(pyfuse3.close, unmount=True), None
     try:
         if os.geteuid() == 0:
             fuse_options.add("allow_other")
             fd = device.mount(mountpoint, flags)
             served, unmount = f"/dev/fd/{fd}", functools.partial(_close, fd, mountpoint)
-        baton.install()
+            greeting = Greeting(fd, functools.partial(_raise_read_ahead, mountpoint))
+        baton.install(greeting)
         pyfuse3.init(Operations(filesystem, jobs), served, fuse_options)
         filesystem.kernel = KernelCache()
     except (RuntimeError, OSError) as error:
@@ -141,23 +141,18 @@ async def _end_on_signal() -> None:
             pyfuse3.terminate()
 
 
-async def _hold_read_ahead(mountpoint: str) -> None:
-    """Set the mount's read-ahead, and again for some seconds: the kernel sets its own once it has greeted the daemon."""
-    for _ in range(_READ_AHEAD_TRIES):
-        try:
-            _raise_read_ahead(mountpoint)
-        except OSError as error:
-            log.info("read-ahead stays at the kernel's default: %s", error)
-            return
-        await trio.sleep(_READ_AHEAD_INTERVAL_S)
-
-
 def _raise_read_ahead(mountpoint: str) -> None:
-    """The device number comes from mountinfo: a stat would ask the daemon that is asking."""
+    """Set the mount's read-ahead, once the kernel has been greeted: then it sets its own.
+
+    The device number comes from mountinfo: a stat would ask the daemon that is asking.
+    """
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]) == mountpoint and " - fuse.gridfs " in line:
-            Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+            try:
+                Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+            except OSError as error:
+                log.info("read-ahead stays at the kernel's default: %s", error)
 
 
 def _ask_for_mercy() -> None:

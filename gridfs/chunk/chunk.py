@@ -14,7 +14,7 @@ from gridfs.chunk.packs import Pack
 from gridfs.chunk.patch import Patch
 from gridfs.chunk.pool import Buffer
 from gridfs.errors import FilesystemError
-from gridfs.lock import Promptly
+from gridfs.stream.lock import Promptly
 from gridfs.types import ChunkId
 
 State = Literal["good", "bad", "open", "missing"]

@@ -15,9 +15,9 @@ import trio
 
 from gridfs.buffers import Buffer
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
-from gridfs.lock import Promptly
 from gridfs.stream import local
 from gridfs.stream.handshake import Identity, challenge_client
+from gridfs.stream.lock import Promptly
 from gridfs.stream.wire import Wire, pack_frame
 from gridfs.types import Address
 

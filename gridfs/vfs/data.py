@@ -15,10 +15,10 @@ from gridfs.buffers import Buffer
 from gridfs.chunk.client import ChunkClient
 from gridfs.config import CHUNK_SIZE_BYTES, FILE_SIZE_MAX_BYTES
 from gridfs.errors import FilesystemError
-from gridfs.lock import Promptly
 from gridfs.meta.client import MetaClient
 from gridfs.meta.directory import Servers
 from gridfs.offload.job import Input
+from gridfs.stream.lock import Promptly
 from gridfs.types import ChunkId
 from gridfs.vfs.budget import Budget, Limits
 from gridfs.vfs.fetch import Fetcher
@@ -63,7 +63,7 @@ class Data:
 
     # -- handles -----------------------------------------------------------------------------------------------------
 
-    async def open(self, ino: int, flags: int) -> int:
+    async def open(self, ino: int, flags: int, clears_setuid: bool = False) -> int:
         """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
         await self._meta.readable()
         self._refuse_all_but_files(ino)
@@ -71,7 +71,7 @@ class Data:
             await self.truncate(ino, 0)
         file = self._handles.state_of(ino)
         reader = ReadAhead(file, self._fetcher, self._budget, self._nursery)
-        return self._handles.add_file(FileHandle(file, flags, reader))
+        return self._handles.add_file(FileHandle(file, flags, reader, clears_setuid))
 
     def _refuse_all_but_files(self, ino: int) -> None:
         inode = self._meta.table.inode(ino)

@@ -333,9 +333,14 @@ class Filesystem:
         chunks = self._meta.table.directory.count(inode.ino)
         return attributes_of(inode, self._handles.open_files.get(inode.ino), chunks)
 
-    async def change(self, ino: int, *, size: int | None = None, **changes: int) -> Attributes:
-        """chmod, chown, utimens (`mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`) and truncate (`size`)."""
+    async def change(self, ino: int, *, size: int | None = None, clears_setuid: bool = False, **changes: int) -> Attributes:
+        """chmod, chown, utimens (`mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`) and truncate (`size`).
+
+        `clears_setuid` is for a truncation by any user but root.
+        """
         if size is not None:
+            if clears_setuid:
+                await self._clear_setuid(ino)
             await self.data.truncate(ino, size)
         if changes:
             file = self._handles.open_files.get(ino)
@@ -390,13 +395,26 @@ class Filesystem:
     async def open(self, ino: int, flags: int, clears_setuid: bool = False) -> int:
         """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL.
 
-        `clears_setuid` is for an O_TRUNC by any user but root: the kernel clears setuid and setgid for all other writes.
+        `clears_setuid` is for any user but root: O_TRUNC and writes through the handle take setuid and setgid away.
         """
+        if clears_setuid and flags & os.O_TRUNC:
+            await self._clear_setuid(ino)
+        return await self.data.open(ino, flags, clears_setuid)
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        """As `Data.write`."""
+        handle = self._handles.file(fh)
+        if handle.clears_setuid:
+            await self._clear_setuid(handle.file.ino)
+        return await self.data.write(fh, offset, data)
+
+    async def _clear_setuid(self, ino: int) -> None:
+        """The bytes are about to be changed by another than root. The kernel must not go by the mode that it remembers."""
         await self._meta.readable()
         mode = self._meta.table.inode(ino).mode
-        if clears_setuid and flags & os.O_TRUNC and without_privileges(mode) != mode:
+        if without_privileges(mode) != mode:
             await self.change(ino, mode=without_privileges(mode))
-        return await self.data.open(ino, flags)
+            await self.kernel.forget([ino], [])
 
     async def read(self, fh: int, offset: int, length: int) -> Any:
         """Bytes of an open file, fewer than asked only at its end; atime moves. Raises EIO, EBADF."""

@@ -14,12 +14,15 @@ from gridfs.vfs.readahead import ReadAhead
 
 
 class FileHandle:
-    """One open(2) of a file. `errors_seen` counts the write errors that this handle has reported, or that came before it."""
+    """One open(2) of a file. `errors_seen` counts the write errors that this handle has reported, or that came before it.
 
-    __slots__ = ("errors_seen", "file", "flags", "reader", "wrote")
+    Writes by whoever opened it take setuid and setgid away if `clears_setuid`.
+    """
 
-    def __init__(self, file: File, flags: int, reader: ReadAhead) -> None:
-        self.file, self.flags, self.reader = file, flags, reader
+    __slots__ = ("clears_setuid", "errors_seen", "file", "flags", "reader", "wrote")
+
+    def __init__(self, file: File, flags: int, reader: ReadAhead, clears_setuid: bool = False) -> None:
+        self.file, self.flags, self.reader, self.clears_setuid = file, flags, reader, clears_setuid
         self.errors_seen = file.error_count
         self.wrote = False
 

@@ -170,7 +170,7 @@ class VfsCalls:
     def truncate(self, path: str, size: int) -> None:
         self._do(self._change, path, {"size": size})
 
-    async def _change(self, path: str, changes: dict[str, int]) -> None:
+    async def _change(self, path: str, changes: dict[str, Any]) -> None:
         async with self._at(path) as ino:
             await self._filesystem.change(ino, **changes)
 
