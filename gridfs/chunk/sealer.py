@@ -39,14 +39,14 @@ class Sealer:
         """Held while a pack is made."""
 
     async def lend(self, size: int) -> Buffer:
-        """A buffer from the pool; while it is short, chunks are sealed.
+        """A buffer from the pool, without yielding if it has one; while it is short, chunks are sealed.
 
         Raises ENOSPC when none becomes free in time.
         """
+        if (buffer := self._inventory.pool.lend(size)) is not None:
+            return buffer
         with trio.move_on_after(POOL_WAIT_S):
             while True:
-                if (buffer := self._inventory.pool.lend(size)) is not None:
-                    return buffer
                 async with self._packing:
                     if (buffer := self._inventory.pool.lend(size)) is not None:
                         return buffer

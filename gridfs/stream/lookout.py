@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import trio
 
-SPIN_S = 150e-6
-"""A program's next request comes 10 to 30 us after an answer, another process's answer some 100 us after the request."""
-SHORT_S = 2 * SPIN_S
-"""A wait of less than this was worth looking out, or would have been."""
+SPIN_S = 300e-6
+"""A program's next request comes 10 to 30 us after an answer, another process's answer 100 to 250 us after the request."""
+SHORT_S = 1.5 * SPIN_S
+"""A wait of less than this was worth looking out, or would have been with a little more patience."""
 BUSY_S = 1e-3
 """So long a task may go on with what has come soon, before the loop's other tasks have their turn."""
 CROWDED_S, REST_S = 200e-6, 2e-3
