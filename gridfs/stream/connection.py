@@ -156,7 +156,7 @@ class Connection:
         buffers: list[Buffer] = [pack_frame([self._numbers, method, arguments], len(payload))]
         if len(payload):
             buffers.append(payload)
-        gathers = may_wait and self._pending and len(payload) <= _GATHERED_MAX_BYTES
+        gathers = may_wait and bool(self._pending) and len(payload) <= _GATHERED_MAX_BYTES
         self._pending.append(reply)
         self._unsent += buffers
         if not (gathers or self._is_full):
