@@ -7,11 +7,6 @@ from collections import defaultdict
 
 from gridfs.config import CHUNK_SIZE_BYTES, KIB, MIB
 
-LENT_MAX_BYTES, KEPT_MAX_BYTES = 256 * MIB, 128 * MIB
-"""Of one chunk server."""
-BURST_BYTES = LENT_MAX_BYTES // 2
-"""While less is lent, full chunks may stay open until they are quiet: sealing takes the processor as long as receiving does, so
-what is written in one go is there sooner without it. Beyond, the pool would get short."""
 _SIZES_BYTES = (16 * KIB, 128 * KIB, MIB, CHUNK_SIZE_BYTES)
 _LARGE_WRITE_BYTES = 512 * KIB
 """A chunk that gets this much in one piece is probably going to be full: it starts with a full buffer, and never grows."""

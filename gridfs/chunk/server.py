@@ -26,7 +26,7 @@ from gridfs.chunk.copies import Author, Copies
 from gridfs.chunk.forwarder import Forwarder
 from gridfs.chunk.holds import Holds
 from gridfs.chunk.objects import Objects, RayObjects
-from gridfs.chunk.pool import BURST_BYTES, KEPT_MAX_BYTES, LENT_MAX_BYTES, BufferPool
+from gridfs.chunk.pool import BufferPool
 from gridfs.config import CHUNK_SIZE_BYTES, MIB
 from gridfs.errors import AuthenticationFailed, FilesystemError
 from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
@@ -36,6 +36,8 @@ from gridfs.types import Address, ChunkId, ChunkServerStatistics, NodeSample
 
 log = logging.getLogger(__name__)
 
+OPEN_MAX_BYTES = 256 * MIB
+OPEN_KEEP_BYTES = 128 * MIB
 TICK_S = 0.25
 SAMPLE_INTERVAL_S = 1.0
 REPACK_INTERVAL_S = 1.0
@@ -68,7 +70,7 @@ class ChunkService:
         """`chunks.used_bytes` when the sample was taken."""
         self._growing_bytes = 0
         """What chunks are growing by just now beyond what was granted for it."""
-        self._pool = BufferPool(LENT_MAX_BYTES, KEPT_MAX_BYTES)
+        self._pool = BufferPool(OPEN_MAX_BYTES, OPEN_KEEP_BYTES)
         self.chunks = Chunks(objects, self._pool)
         self.holds = Holds(self.chunks)
         self._forwarder = Forwarder(secret)
@@ -253,8 +255,7 @@ class ChunkService:
         return answer
 
     def _seal_if_full(self, chunk_id: ChunkId, end: int) -> None:
-        """Beyond a burst; before that a full chunk is sealed like the others, when it has been quiet."""
-        if end == CHUNK_SIZE_BYTES and self._pool.lent_bytes > BURST_BYTES and self.chunks.is_full(chunk_id):
+        if end == CHUNK_SIZE_BYTES and self.chunks.is_full(chunk_id):
             try:
                 self._full_in.send_nowait(chunk_id)
             except trio.WouldBlock:
