@@ -16,10 +16,11 @@ from gridfs.types import ChunkId
 
 log = logging.getLogger(__name__)
 
-QUIET_S = 1.0
-"""A chunk that has not been written for this long is sealed."""
-PATCH_QUIET_S = 5.0
-"""As QUIET_S for a patched chunk: all of it is copied for the little that was written."""
+QUIET_S = 5.0
+"""A chunk that has not been written for this long is sealed. What lives only briefly is never copied, and what is read or
+written right after is not disturbed by it."""
+HASTY_QUIET_S = 1.0
+"""The same while more than half of the pool is lent; not for a patched chunk, all of which is copied for a little."""
 
 
 class Inventory:
@@ -67,11 +68,11 @@ class Inventory:
         return chunk is not None and chunk.is_sealed
 
     def quiet(self) -> list[ChunkId]:
-        """The open chunks that have not been written for QUIET_S, or PATCH_QUIET_S: they may as well be sealed."""
-        now_s = self.clock()
+        """The open chunks that have not been written for QUIET_S, or HASTY_QUIET_S: they may as well be sealed."""
+        now_s, is_hasty = self.clock(), self.pool.lent_bytes > self.pool.limit_bytes // 2
 
         def is_quiet(chunk: Chunk) -> bool:
-            return chunk.written_s <= now_s - (QUIET_S if chunk.patch is None else PATCH_QUIET_S)
+            return chunk.written_s <= now_s - (HASTY_QUIET_S if is_hasty and chunk.patch is None else QUIET_S)
 
         return [chunk_id for chunk_id, chunk in self.opened.items() if is_quiet(chunk)]
 

@@ -168,7 +168,7 @@ async def test_a_full_chunk_is_known(server: Server) -> None:
     assert not server.chunks.is_full(TWO)
 
 
-async def test_a_chunk_is_quiet_a_second_after_its_last_write(server: Server) -> None:
+async def test_a_chunk_is_quiet_some_seconds_after_its_last_write(server: Server) -> None:
     await server.write(ONE, 0, b"x")
     await server.sealed(TWO, b"x")
     server.now_s += QUIET_S / 2

@@ -274,7 +274,7 @@ async def test_a_reader_goes_on_to_the_next_copy_when_one_is_bad_and_the_bad_one
         ino = await write_closed(filesystem, b"file", content)
         first = holders(filesystem, ino)[0]
         chunks = cluster.node(first).service.chunks
-        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        assert await chunks.seal(ChunkId(ino, 0))
         corrupt(chunks, ChunkId(ino, 0), 2 * MIB)
         assert await read_all(filesystem, b"file") == content
         await until(lambda: (chunk := chunks.find(ChunkId(ino, 0))) is not None and not chunk.bad)
@@ -288,7 +288,7 @@ async def test_a_writer_goes_on_when_the_first_copy_is_bad(tmp_path: Path) -> No
     async with mounted(tmp_path, nodes=2) as (cluster, filesystem):
         ino = await write_closed(filesystem, b"file", b"x" * MIB)
         chunks = cluster.node(holders(filesystem, ino)[0]).service.chunks
-        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        assert await chunks.seal(ChunkId(ino, 0))
         corrupt(chunks, ChunkId(ino, 0), 5)
         fh = await filesystem.open(ino, os.O_RDWR)
         await filesystem.data.write(fh, 10, b"new")
@@ -305,7 +305,7 @@ async def test_the_last_copy_being_bad_is_eio_and_never_wrong_bytes(tmp_path: Pa
         content = random.Random(7).randbytes(CHUNK_SIZE_BYTES + MIB)
         ino = await write_closed(filesystem, b"file", content)
         chunks = cluster.node("node1").service.chunks
-        await until(lambda: chunks.is_sealed(ChunkId(ino, 0)))
+        assert await chunks.seal(ChunkId(ino, 0))
         corrupt(chunks, ChunkId(ino, 0), 5)
         fh = await filesystem.open(ino, os.O_RDONLY)
         with pytest.raises(FilesystemError) as raised:
