@@ -59,7 +59,8 @@ class File:
         """Writes that not all copies have got, in the order in which they were made; no other is begun before they are safe."""
         self._tickets = 0
         self._replies: dict[int, Reply] = {}
-        self._progress = trio.Event()
+        self._progress = trio.lowlevel.ParkingLot()
+        """Who waits for writes to be safe."""
         self._error: int = 0
         self.error_count = 0
 
@@ -92,8 +93,7 @@ class File:
         if error:
             self._error = error
             self.error_count += 1
-        progress, self._progress = self._progress, trio.Event()
-        progress.set()
+        self._progress.unpark_all()
 
     def raise_error(self, seen: int) -> int:
         """Raise the last write error if any came after the `seen` first; returns how many there were."""
@@ -124,12 +124,12 @@ class File:
         if len(self.in_flight) == 1 and newest in self._replies:
             self._replies[newest].look()
         while any(ticket <= newest and self._overlap(ticket, start, end) for ticket in self.in_flight):
-            await self._progress.wait()
+            await self._progress.park()
 
     async def whole(self) -> None:
         """Wait until no write is broken."""
         while self.broken:
-            await self._progress.wait()
+            await self._progress.park()
 
     # -- telling the table -------------------------------------------------------------------------------------------
 

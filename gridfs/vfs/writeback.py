@@ -76,18 +76,22 @@ class Writeback:
         view = memoryview(data)
         for piece in pieces(offset, len(data)):
             try:
-                await file.whole()
+                if file.broken:
+                    await file.whole()
                 space = await self._placer.find(file, piece)
             except FilesystemError:
                 if piece.start:
                     return piece.start
                 raise
-            await self._window.take(space.length)
-            await file.whole()
+            if not self._window.take_now(space.length):
+                await self._window.take(space.length)
+            if file.broken:
+                await file.whole()
             start, data_of_piece = offset + piece.start, view[piece.start : piece.start + space.length]
             ticket = file.begin_write(start, start + space.length, now_ns, data_of_piece)
-            self._send(Sent(file, piece._replace(length=space.length), data_of_piece, space, ticket))
-            if space.length < piece.length:
+            is_whole = space.length == piece.length
+            self._send(Sent(file, piece if is_whole else piece._replace(length=space.length), data_of_piece, space, ticket))
+            if not is_whole:
                 return piece.start + space.length
         return len(data)
 
