@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple
 
 import trio
@@ -76,16 +75,34 @@ class Chunk:
         """The ref of the object that the sealed bytes are in."""
         return None if self.pack is None else self.pack.ref
 
-    @asynccontextmanager
-    async def locked(self) -> AsyncIterator[None]:
+    def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the lock."""
-        lock = self.lock = self.lock or trio.Lock()
+        return _Locked(self)
+
+
+class _Locked:
+    """What `Chunk.locked` gives. Every write takes it: a generator in its place would cost as much as the lock."""
+
+    __slots__ = ("_chunk", "_lock")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._lock = chunk.lock = chunk.lock or trio.Lock()
+
+    async def __aenter__(self) -> None:
         try:
-            async with Promptly(lock):
-                yield
-        finally:
-            if self.lock is lock and not lock.locked():
-                self.lock = None
+            await Promptly(self._lock).__aenter__()
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._chunk.lock is self._lock and not self._lock.locked():
+            self._chunk.lock = None
 
 
 class Member(NamedTuple):

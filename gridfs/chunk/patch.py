@@ -21,20 +21,17 @@ class Patch:
     makes a block here, so what is sealed meanwhile is neither disturbed nor in the way.
     """
 
-    __slots__ = ("blocks", "free", "slabs", "under")
+    __slots__ = ("blocks", "free", "size_bytes", "slabs", "under")
 
     def __init__(self, under: Patch | None = None) -> None:
         self.under = under
         self.slabs: list[Buffer] = []
+        self.size_bytes = 0
+        """The memory of its slabs."""
         self.blocks: dict[int, int] = {}
         """Place in the chunk, in blocks -> slot: which slab, and which block of it. Numbers, since there are a great many."""
         self.free: list[int] = []
         """Slots without a block."""
-
-    @property
-    def size_bytes(self) -> int:
-        """The memory of its slabs."""
-        return sum(map(len, self.slabs))
 
     @property
     def is_empty(self) -> bool:
@@ -51,6 +48,7 @@ class Patch:
         first = len(self.slabs) * _SLAB_MAX_BLOCKS
         self.free += range(first, first + len(slab) // BLOCK_BYTES)
         self.slabs.append(slab)
+        self.size_bytes += len(slab)
 
     def write(self, offset: int, content: memoryview, base: memoryview) -> None:
         """Put `content` at `offset` over the chunk's sealed bytes. There must be no shortage, and it must end within them."""
@@ -102,6 +100,7 @@ class Patch:
         assert under is not None
         moved = len(under.slabs) * _SLAB_MAX_BLOCKS
         under.slabs += self.slabs
+        under.size_bytes += self.size_bytes
         under.free += [slot + moved for slot in self.free]
         under.free += [under.blocks[place] for place in self.blocks if place in under.blocks]
         under.blocks.update((place, slot + moved) for place, slot in self.blocks.items())

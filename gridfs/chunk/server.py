@@ -211,7 +211,7 @@ class ChunkService:
         """
         charge_bytes = min(charge_bytes, self._grants[peer])
         beyond_bytes = max(0, self.chunks.growth(chunk_id, end) - charge_bytes)
-        if beyond_bytes > self.free_bytes:
+        if beyond_bytes and beyond_bytes > self.free_bytes:
             raise FilesystemError(errno.ENOSPC, "the write was larger than its grant")
         self._growing_bytes += beyond_bytes
         try:
