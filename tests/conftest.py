@@ -156,7 +156,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Take the testbed down, after all fixtures; the session fails if anything is left then."""
     testbed.down()
     levels = {LEVELS[_folder(item)] for item in session.items}
-    left = session.stash[_left] = session.stash[_leftovers].find(whole_machine=bool(levels & {"cluster", "mounted"}))
+    left = session.stash[_left] = session.stash[_leftovers].find(levels)
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 MARK = "GRIDFS_TEST_SESSION"
@@ -21,34 +21,41 @@ class Leftovers:
 
     def __init__(self) -> None:
         """Remember what there is now, and mark the processes that will be started from here."""
-        self._mark = f"{MARK}={uuid.uuid4().hex}"
-        self._before = set(on_machine())
-        os.environ[MARK] = self._mark.partition("=")[2]
+        self._mark = f"{MARK}={uuid.uuid4().hex}".encode()
+        self._before = {*self._of_clusters(), *of_testbeds()}
+        os.environ[MARK] = self._mark.decode().partition("=")[2]
 
-    def find(self, whole_machine: bool) -> list[str]:
+    def find(self, levels: Set[str]) -> list[str]:
         """What is there that was not, one line each; waits some seconds for it to go away.
 
-        Processes that were started from here always count. With `whole_machine` so does everything else that is new, which
-        is fair only to a session whose tests make such things: somebody else may be at work on this machine.
+        Processes that were started from here always count. So does what else is new of the kinds that tests of these levels
+        make, but for another session's: somebody else may be at work on this machine.
         """
         deadline_s = time.monotonic() + SETTLE_S
-        while (left := self._left(whole_machine)) and time.monotonic() < deadline_s:
+        while (left := self._left(levels)) and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
         return left
 
-    def _left(self, whole_machine: bool) -> list[str]:
-        left = set(_processes(mark=self._mark.encode()))
-        if whole_machine:
-            left |= set(on_machine()) - self._before
+    def _left(self, levels: Set[str]) -> list[str]:
+        left = {line for line, session in _processes() if session == self._mark}
+        if levels & {"cluster", "mounted"}:
+            left |= set(self._of_clusters()) - self._before
+        if "mounted" in levels:
+            left |= set(of_testbeds()) - self._before
         return sorted(left)
 
+    def _of_clusters(self) -> Iterator[str]:
+        """All shared memory, and the daemons that no other session has started."""
+        yield from (f"shared memory /dev/shm/{name}" for name in _listing("/dev/shm"))
+        for line, session in _processes():
+            if session in (None, self._mark) and any(daemon in line for daemon in DAEMONS):
+                yield line
 
-def on_machine() -> Iterator[str]:
-    """All mounts, network namespaces, shared memory, processes and testbeds of the kinds that tests make."""
+
+def of_testbeds() -> Iterator[str]:
+    """All mounts, network namespaces and testbeds. One session at a time has such tests, since there is one testbed."""
     yield from fuse_mounts(Path("/proc/self/mountinfo").read_text())
     yield from (f"network namespace {name}" for name in _listing("/run/netns"))
-    yield from (f"shared memory /dev/shm/{name}" for name in _listing("/dev/shm"))
-    yield from _processes(words=DAEMONS)
     if TESTBED_STATE.exists():
         yield f"testbed {TESTBED_STATE}"
 
@@ -69,15 +76,15 @@ def _listing(directory: str) -> list[str]:
         return []
 
 
-def _processes(words: tuple[str, ...] = (), mark: bytes | None = None) -> Iterator[str]:
-    """Live processes, but for this one, with one of `words` in their command line or `mark` in their environment."""
+def _processes() -> Iterator[tuple[str, bytes | None]]:
+    """Live processes but for this one, a line each, and the mark of the session that has started it."""
     for entry in _listing("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
             command = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            marked = mark is not None and mark in Path("/proc", entry, "environ").read_bytes().split(b"\0")
+            environment = Path("/proc", entry, "environ").read_bytes().split(b"\0")
         except OSError:  # it has ended, or is not ours
             continue
-        if marked or any(word in command for word in words):
-            yield f"process {entry}: {command[:120]}"
+        session = next((variable for variable in environment if variable.startswith(MARK.encode() + b"=")), None)
+        yield f"process {entry}: {command[:120]}", session

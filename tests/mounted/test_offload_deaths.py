@@ -56,7 +56,8 @@ def test_what_a_runner_was_doing_is_done_again_or_fails(bed: Testbed, root: Path
     for host in {runs_on(bed, job) for job in (repeated, other)}:
         local(bed).replace_actor(host, "Runner")
     told = finished(bed, repeated)
-    assert (told["state"], told["attempts"]) == ("done", 2)
+    assert told["state"] == "done"
+    assert told["attempts"] in (2, 3)  # the second may have begun on the host that was next
     told = finished(bed, other)
     assert (told["state"], told["attempts"]) == ("failed", 1)
     assert "was lost while it worked" in told["error"]

@@ -164,3 +164,25 @@ def test_fuse_mounts_are_told_from_the_rest() -> None:
         "mount of type fuse.gridfs at /mnt/with\\040space",
         "mount of type fuse at /mnt/plain",
     ]
+
+
+@pytest.mark.parametrize(
+    ("environment", "levels", "is_left"),
+    [
+        ({}, {"cluster"}, True),
+        ({}, {"mounted"}, True),
+        ({}, {"unit", "vfs"}, False),
+        ({leftovers.MARK: "another"}, {"cluster", "mounted"}, False),
+    ],
+)
+def test_a_new_daemon_is_left_behind_unless_it_is_another_sessions(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], levels: set[str], is_left: bool
+) -> None:
+    """Two sessions run side by side: tools/test."""
+    monkeypatch.setenv(leftovers.MARK, os.environ[leftovers.MARK])  # so that this session has its own back
+    monkeypatch.setattr(leftovers, "SETTLE_S", 0.0)
+    before = leftovers.Leftovers()
+    with subprocess.Popen(["raylet", "100"], executable=shutil.which("sleep"), env=environment) as daemon:
+        left = before.find(levels)
+        daemon.kill()
+    assert (f"process {daemon.pid}: raylet 100" in left) == is_left
