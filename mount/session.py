@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyfuse3
@@ -142,17 +142,20 @@ async def _end_on_signal() -> None:
 
 
 def _raise_read_ahead(mountpoint: str) -> None:
-    """Set the mount's read-ahead, once the kernel has been greeted: then it sets its own.
+    """Set the mount's read-ahead, once the kernel has been greeted: then it sets its own."""
+    try:
+        for device_number in _device_numbers(mountpoint):
+            Path(f"/sys/class/bdi/{device_number}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+    except OSError as error:
+        log.info("read-ahead stays at the kernel's default: %s", error)
 
-    The device number comes from mountinfo: a stat would ask the daemon that is asking.
-    """
+
+def _device_numbers(mountpoint: str) -> Iterator[str]:
+    """Of what is mounted there by gridfs, from mountinfo: a stat would ask the daemon that is asking."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]) == mountpoint and " - fuse.gridfs " in line:
-            try:
-                Path(f"/sys/class/bdi/{fields[2]}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
-            except OSError as error:
-                log.info("read-ahead stays at the kernel's default: %s", error)
+            yield fields[2]
 
 
 def _ask_for_mercy() -> None:
