@@ -80,24 +80,25 @@ class Chunk:
         return _Locked(self)
 
 
-class _Locked:
+class _Locked(Promptly):
     """What `Chunk.locked` gives. Every write takes it: a generator in its place would cost as much as the lock."""
 
-    __slots__ = ("_chunk", "_lock")
+    __slots__ = ("_chunk",)
 
     def __init__(self, chunk: Chunk) -> None:
+        chunk.lock = chunk.lock or trio.Lock()
+        super().__init__(chunk.lock)
         self._chunk = chunk
-        self._lock = chunk.lock = chunk.lock or trio.Lock()
 
     async def __aenter__(self) -> None:
         try:
-            await Promptly(self._lock).__aenter__()
+            await super().__aenter__()
         except BaseException:
             self._let_go()
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
+        await super().__aexit__()
         self._let_go()
 
     def _let_go(self) -> None:

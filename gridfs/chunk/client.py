@@ -237,10 +237,8 @@ class ChunkClient:
             reply = Reply(0, None, callback)
             reply.finish(None, 0, ConnectionLost("the connection ended before the write"))
             return reply
-        arguments: tuple[Any, ...] = ()
-        if others:
-            arguments = (None, [link.node.address for link in others])
-        arguments = (*chunk_id, offset, charge_bytes, *arguments)
+        copies: tuple[Any, ...] = (None, [link.node.address for link in others]) if others else ()
+        arguments = (*chunk_id, offset, charge_bytes, *copies)
         return connection.submit("write", *arguments, payload=data, callback=callback, may_wait=True)
 
     def candidates(self, servers: Sequence[str]) -> list[tuple[str, float]]:

@@ -27,7 +27,7 @@ class Patch:
         self.under = under
         self.slabs: list[Buffer] = []
         self.size_bytes = 0
-        """The memory of its slabs."""
+        """The memory of its slabs: kept, since it is asked of all patches for every write while the pool is short."""
         self.blocks: dict[int, int] = {}
         """Place in the chunk, in blocks -> slot: which slab, and which block of it. Numbers, since there are a great many."""
         self.free: list[int] = []

@@ -44,9 +44,11 @@ class Sealer:
         Raises ENOSPC when none becomes free in time.
         """
         if (buffer := self._inventory.pool.lend(size)) is not None:
-            return buffer
+            return buffer  # a time limit would take longer than all else in a small write
         with trio.move_on_after(POOL_WAIT_S):
             while True:
+                if (buffer := self._inventory.pool.lend(size)) is not None:
+                    return buffer
                 async with self._packing:
                     if (buffer := self._inventory.pool.lend(size)) is not None:
                         return buffer

@@ -56,8 +56,6 @@ class Budget:
 
     async def take(self, size_bytes: int) -> None:
         """Take memory, as soon as it is there; `give` takes the same figure. More than all there is counts as all."""
-        if self.take_now(size_bytes):
-            return
         size = min(size_bytes, self.limit_bytes)
         if self._waiting or self.used_bytes + size > self.limit_bytes:
             await self._wait(size)
@@ -69,16 +67,6 @@ class Budget:
             except BaseException:
                 self._put_back(size)
                 raise
-
-    def take_now(self, size_bytes: int) -> bool:
-        """As `take`, if there is no need to wait; else False, and nothing is taken."""
-        size = min(size_bytes, self.limit_bytes)
-        if self._waiting or self.used_bytes + size > self.limit_bytes:
-            return False
-        if self._within is not None and not self._within.take_now(size):
-            return False
-        self.used_bytes += size
-        return True
 
     def give(self, size_bytes: int) -> None:
         """Give back what was taken."""

@@ -64,7 +64,7 @@ class Data:
     # -- handles -----------------------------------------------------------------------------------------------------
 
     async def open(self, ino: int, flags: int, clears_setuid: bool = False) -> int:
-        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL."""
+        """A handle of regular file `ino`; O_TRUNC is carried out. Raises ENOENT, EISDIR, EINVAL. See `FileHandle`."""
         await self._meta.readable()
         self._refuse_all_but_files(ino)
         if flags & os.O_TRUNC:

@@ -76,17 +76,14 @@ class Writeback:
         view = memoryview(data)
         for piece in pieces(offset, len(data)):
             try:
-                if file.broken:
-                    await file.whole()
+                await file.whole()
                 space = await self._placer.find(file, piece)
             except FilesystemError:
                 if piece.start:
                     return piece.start
                 raise
-            if not self._window.take_now(space.length):
-                await self._window.take(space.length)
-            if file.broken:
-                await file.whole()
+            await self._window.take(space.length)
+            await file.whole()
             start, data_of_piece = offset + piece.start, view[piece.start : piece.start + space.length]
             ticket = file.begin_write(start, start + space.length, now_ns, data_of_piece)
             is_whole = space.length == piece.length

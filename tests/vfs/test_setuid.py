@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from gridfs.vfs.filesystem import Filesystem
+from gridfs.vfs.filesystem import Filesystem, NoKernel
 from tests.vfs.cluster import USER
 
 SETUID, PLAIN = 0o104755, 0o100755
 
 
-class Kernel:
+class Kernel(NoKernel):
     """Notes which attributes it is made to forget."""
 
     def __init__(self) -> None:
@@ -24,9 +24,6 @@ class Kernel:
 
     async def forget(self, inos: Iterable[int], names: Iterable[tuple[int, bytes]]) -> None:
         self.forgotten.update(inos)
-
-    async def forget_all(self, known: Iterable[tuple[int, bytes, int]]) -> None:
-        raise AssertionError("nobody else is there")
 
 
 async def write(filesystem: Filesystem, ino: int, fh: int) -> None:
