@@ -12,6 +12,7 @@ import trio.testing
 
 from mount import baton
 from mount.baton import Baton, Device
+from tests.unit.turns import Turns
 
 LONG_S = 10.0
 """Far more than the others have to wait for their turn, also on a busy machine."""
@@ -104,22 +105,15 @@ async def test_a_device_without_a_request_is_waited_for(pipe: tuple[int, int]) -
 
 
 async def test_requests_without_end_do_not_keep_other_tasks_from_their_turn(pipe: tuple[int, int]) -> None:
-    device, others = Device(), 0
-
-    async def count() -> None:
-        nonlocal others
-        while True:
-            await trio.lowlevel.checkpoint()
-            others += 1
-
+    device, others = Device(), Turns()
     os.write(pipe[1], b"1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
+        nursery.start_soon(others.take)
         end_s = time.perf_counter() + LONG_S
-        while others < 3 and time.perf_counter() < end_s:
+        while others.count < 3 and time.perf_counter() < end_s:
             await device.wait_readable(pipe[0])
         nursery.cancel_scope.cancel()
-    assert others >= 3
+    assert others.count >= 3
 
 
 async def test_a_device_that_is_closed_wakes_who_waits(pipe: tuple[int, int]) -> None:

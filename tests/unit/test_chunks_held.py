@@ -21,6 +21,7 @@ from gridfs.types import ChunkId, NodeSample
 from tests.unit.chunk_server import ONE, THREE, TWO, Server, Slow, at_rest, giving, overwrite
 from tests.unit.test_chunks_at_once import paused_put
 from tests.unit.test_chunks_packed import content_of, packed, released, repacked
+from tests.unit.turns import Turns
 from tests.vfs.cluster import FakeObjects, corrupt
 
 PEER: Any = None
@@ -160,19 +161,12 @@ async def test_refs_name_the_objects_and_where_in_them_the_chunks_are(server: Se
 
 async def test_very_many_chunks_are_held_in_steps_between_which_others_are_served(server: Server, holds: Holds) -> None:
     chunk_ids = await packed(server, 5 * PACK_MAX_CHUNKS, 10)
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
+    turns = Turns()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(count_turns)
+        nursery.start_soon(turns.take)
         assert await hold(holds, *chunk_ids) == [(chunk_id.index, 10) for chunk_id in chunk_ids]
         nursery.cancel_scope.cancel()
-    assert turns >= 2
+    assert turns.count >= 2
 
 
 # -- writers meanwhile -----------------------------------------------------------------------------------------------

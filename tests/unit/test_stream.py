@@ -5,7 +5,6 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 import trio
@@ -14,83 +13,11 @@ import trio.testing
 from gridfs.errors import AuthenticationFailed, ConnectionLost, FilesystemError
 from gridfs.stream import local
 from gridfs.stream.connection import Connection
-from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.endpoint import Endpoint
 from gridfs.stream.standing import standing
 from gridfs.stream.wire import pack_frame
 from gridfs.types import Address
-
-SECRET = secrets.token_bytes(32)
-ANY_PORT = Address("127.0.0.1", 0)
-
-
-class Echo:
-    """A service that answers with what it was sent."""
-
-    def __init__(self) -> None:
-        self.methods: Methods = {
-            "echo": self.echo,
-            "fail": self.fail,
-            "crash": self.crash,
-            "hang": self.hang,
-            "later": self.later,
-        }
-        self.peers = 0
-        self.begun = 0
-        self.now = trio.Event()
-        """What `later` waits for."""
-
-    def greet(self, identity: dict[str, Any]) -> dict[str, Any]:
-        if identity.get("epoch") == 0:
-            raise AuthenticationFailed("epoch 0 is fenced")
-        return {"hello": identity.get("client")}
-
-    def welcome(self, peer: Peer) -> None:
-        self.peers += 1
-
-    def goodbye(self, peer: Peer) -> None:
-        self.peers -= 1
-
-    async def echo(self, peer: Peer, *arguments: Any) -> Answer:
-        payload = memoryview(bytearray(peer.payload_bytes))
-        await peer.receive_payload(payload)
-        return Answer(arguments, (payload,))
-
-    async def fail(self, peer: Peer, code: int) -> Answer:
-        raise FilesystemError(code, "as asked")
-
-    async def crash(self, peer: Peer) -> Answer:
-        raise RuntimeError("a bug")
-
-    async def hang(self, peer: Peer) -> Answer:
-        await trio.sleep_forever()
-        raise AssertionError
-
-    async def later(self, peer: Peer, code: int) -> Answer:
-        async def once_it_is_time() -> Answer:
-            await self.now.wait()
-            return await self.fail(peer, code) if code else Answer("late")
-
-        self.begun += 1
-        return Answer(later=once_it_is_time)
-
-
-@asynccontextmanager
-async def serving(address: Address = ANY_PORT) -> AsyncIterator[tuple[Endpoint, Echo]]:
-    service = Echo()
-    async with trio.open_nursery() as nursery:
-        endpoint = Endpoint(address, SECRET, service)
-        nursery.start_soon(endpoint.serve)
-        yield endpoint, service
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def connected(**options: Any) -> AsyncIterator[Connection]:
-    async with serving() as (endpoint, _), trio.open_nursery() as nursery:
-        connection = await Connection.open(endpoint.address, SECRET, {"client": "me"}, **options)
-        await nursery.start(connection.run)
-        yield connection
-        nursery.cancel_scope.cancel()
+from tests.unit.streams import SECRET, connected, serving
 
 
 async def test_arguments_and_payload_come_back_as_they_went() -> None:

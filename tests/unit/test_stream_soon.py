@@ -16,7 +16,7 @@ from gridfs.errors import ConnectionLost, FilesystemError
 from gridfs.stream import lookout
 from gridfs.stream.connection import Connection, Reply
 from gridfs.stream.lookout import looking_out
-from gridfs.stream.wire import Wire
+from tests.unit.streams import talking
 
 STAGING_BYTES = 64 << 10
 LENGTHS = struct.Struct(">II")
@@ -38,14 +38,10 @@ def with_connection(main: Callable[[Connection, socket.socket], Awaitable[None]]
     """Run `main` in a loop with a lookout, with a connection whose last reply came soon, and the server's end of it."""
 
     async def run() -> None:
-        ours, theirs = socket.socketpair()
-        with theirs, looking_out(), trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                connection = Connection(Wire(ours), {})
-                await nursery.start(connection.run)
+        with looking_out():
+            async with talking() as (connection, theirs):
                 connection._is_quick = True
                 await main(connection, theirs)
-                nursery.cancel_scope.cancel()
 
     trio.run(run)
 

@@ -6,8 +6,7 @@ import random
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -16,33 +15,22 @@ import trio
 import trio.testing
 
 from gridfs.errors import FilesystemError
-from gridfs.stream.connection import Connection
-from gridfs.stream.endpoint import Answer, Endpoint, Methods, Peer
+from gridfs.stream.endpoint import Answer, Peer
 from gridfs.stream.lock import Promptly
-from gridfs.stream.standing import standing
 from gridfs.stream.wire import Wire
-from gridfs.types import Address
+from tests.unit.streams import Echo, connected, talking
+from tests.unit.turns import Turns
 
-SECRET = secrets.token_bytes(32)
-ME = {"client": "me"}
 LENGTHS = struct.Struct(">II")
 MANY = 500
 
 
-class Service:
-    """Answers with what it was sent: at once, with a payload, later, with an error, or never."""
+class Service(Echo):
+    """Answers with what it was sent, in more ways."""
 
     def __init__(self) -> None:
-        self.methods: Methods = {"say": self.say, "show": self.show, "later": self.later, "fail": self.fail, "hang": self.hang}
-
-    def greet(self, identity: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
-    def welcome(self, peer: Peer) -> None:
-        pass
-
-    def goodbye(self, peer: Peer) -> None:
-        pass
+        super().__init__()
+        self.methods |= {"say": self.say, "show": self.show, "later": self.some_time}
 
     async def say(self, peer: Peer, what: int) -> Answer:
         return Answer(what)
@@ -50,31 +38,13 @@ class Service:
     async def show(self, peer: Peer, what: int) -> Answer:
         return Answer(what, (bytes(what),))
 
-    async def later(self, peer: Peer, what: int) -> Answer:
-        async def some_time() -> Answer:
+    async def some_time(self, peer: Peer, what: int) -> Answer:
+        async def later() -> Answer:
             for _ in range(what % 4):
                 await trio.lowlevel.checkpoint()
             return Answer(what)
 
-        return Answer(later=some_time)
-
-    async def fail(self, peer: Peer, what: int) -> Answer:
-        raise FilesystemError(what, "as asked")
-
-    async def hang(self, peer: Peer, what: int) -> Answer:
-        await trio.sleep_forever()
-        raise AssertionError
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[Connection]:
-    async with trio.open_nursery() as nursery:
-        endpoint = Endpoint(Address("127.0.0.1", 0), SECRET, Service())
-        nursery.start_soon(endpoint.serve)
-        async with standing(endpoint.address, SECRET, ME) as connection:
-            with trio.fail_after(20):
-                yield connection
-        nursery.cancel_scope.cancel()
+        return Answer(later=later)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -89,7 +59,7 @@ async def test_short_answers_to_requests_that_came_together_go_out_together(monk
         sends += 1
         await send(self, buffers)
 
-    async with connected() as connection:
+    async with connected(Service) as connection:
         monkeypatch.setattr(Wire, "send", counted)
         replies = [connection.submit("say", number) for number in range(20)]
         assert [await reply.wait() for reply in replies] == list(range(20))
@@ -97,16 +67,16 @@ async def test_short_answers_to_requests_that_came_together_go_out_together(monk
 
 
 async def test_an_answer_does_not_wait_for_a_request_that_hangs() -> None:
-    async with connected() as connection:
+    async with connected(Service) as connection:
         reply = connection.submit("say", 1)
-        connection.submit("hang", 2)
+        connection.submit("hang")
         assert await reply.wait() == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_answers_of_all_kinds_come_in_order(seed: int) -> None:
     dice = random.Random(seed)
-    async with connected() as connection:
+    async with connected(Service) as connection:
         asked = [(dice.choice(("say", "say", "show", "later", "fail")), dice.randrange(1, 100)) for _ in range(300)]
         settled: list[int] = []
         buffers = [memoryview(bytearray(what)) for _, what in asked]
@@ -127,41 +97,21 @@ async def test_answers_of_all_kinds_come_in_order(seed: int) -> None:
 
 
 async def test_requests_without_end_do_not_keep_others_from_their_turn() -> None:
-    turns = 0
-
-    async def take_turns() -> None:
-        nonlocal turns
-        while True:
-            await trio.lowlevel.checkpoint()
-            turns += 1
-
-    async with connected() as connection, trio.open_nursery() as nursery:
+    turns = Turns()
+    async with connected(Service) as connection, trio.open_nursery() as nursery:
         replies = [connection.submit("say", 1) for _ in range(MANY)]
-        nursery.start_soon(take_turns)
+        nursery.start_soon(turns.take)
         await replies[-1].wait()
         nursery.cancel_scope.cancel()
-    assert turns >= MANY // 40
+    assert turns.count >= MANY // 40
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def talking() -> AsyncIterator[tuple[Connection, socket.socket]]:
-    """A connection and the server's end of it."""
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with theirs, trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            connection = Connection(Wire(ours), {})
-            await nursery.start(connection.run)
-            await trio.testing.wait_all_tasks_blocked()
-            yield connection, theirs
-            nursery.cancel_scope.cancel()
-
-
 def numbers(server: socket.socket) -> list[int]:
     """Of the requests that have arrived, whole ones all."""
+    server.setblocking(False)
     received, found = b"", []
     with suppress(BlockingIOError):
         while piece := server.recv(1 << 20):
@@ -209,6 +159,7 @@ async def test_all_arrive_in_order_also_when_the_server_does_not_take_them(seed:
     received = bytearray()
 
     def receive(server: socket.socket) -> None:
+        server.setblocking(False)
         with suppress(BlockingIOError):
             received.extend(server.recv(dice.choice((1000, 100_000, 1 << 20))))
 
